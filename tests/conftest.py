@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples on every run, and no deadlines: the machine that runs the tests may be busy.
+settings.register_profile("feedline", derandomize=True, deadline=None)
+settings.load_profile("feedline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

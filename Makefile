@@ -1,0 +1,43 @@
+# `make demo` and `make test` are complete from a bare checkout: they make a virtual environment,
+# install into it, and run. Needs Python >= 3.10 with venv; gcc for torch.compile.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: demo test lint types contracts unit clean
+
+demo: $(VENV)/.installed-demo
+	rm -rf $(DEMO)
+	$(BIN)/python examples/digits.py $(DEMO)/images
+	$(BIN)/python -m shard build $(DEMO)/images $(DEMO)/dataset
+	$(BIN)/python -m shard info $(DEMO)/dataset
+	$(BIN)/python -m train --data $(DEMO)/dataset --recipe digits --run-dir $(DEMO)/run
+	$(BIN)/python -m bench throughput --data $(DEMO)/dataset --recipe digits --repeats 3 --seconds 1 --out $(DEMO)/bench
+	@echo
+	@echo "The trained model, its metrics and config: $(DEMO)/run"
+	@echo "The throughput table and picture:          $(DEMO)/bench"
+
+test: lint types contracts unit
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+contracts: $(VENV)/.installed-dev
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# A stamp per set of extras, so that a changed pyproject.toml installs anew.
+$(VENV)/.installed-%: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	touch $@

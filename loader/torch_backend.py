@@ -1,0 +1,148 @@
+"""The torch backend: threads over libjpeg-turbo and torch's uint8 antialiased resize.
+
+Runs everywhere, is the faster one on a CPU, and is the oracle the DALI backend is tested against.
+Both libraries release the GIL, so plain threads scale over cores with nothing pickled or copied.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+import torch
+import torch.nn.functional as F
+
+from loader.augment import Params
+from loader.backend import Pending, UndecodableError
+from loader.reader import Encoded
+
+Image = npt.NDArray[np.uint8]
+
+# Several images a task keep the executor's overhead away; several tasks a thread keep threads evenly busy.
+_TASKS_PER_THREAD = 4
+
+
+class TorchBackend:
+    """See `loader.backend.Backend`."""
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self._device = device
+        self._threads = threads
+        self._scratch = threading.local()
+        self._ring: list[Image] = []
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="feedline-decode")
+        _start_single_threaded(self._pool, threads)
+
+    def submit(self, encoded: list[Encoded], params: Params, rows: int) -> Pending:
+        """See `Backend.submit`."""
+        shape = (rows, params.size, params.size, 3)
+        batch: Image
+        if self._device.type == "cuda":  # torch keeps its own cache of pinned buffers
+            pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            batch = pinned.numpy()
+        else:
+            batch = self._buffer(shape)
+        batch[len(encoded) :] = 0
+        step = max(1, -(-len(encoded) // (self._threads * _TASKS_PER_THREAD)))
+        tasks = [
+            self._pool.submit(
+                self._run, encoded, params, batch, range(first, min(first + step, len(encoded)))
+            )
+            for first in range(0, len(encoded), step)
+        ]
+
+        def result() -> torch.Tensor:
+            _wait(tasks)
+            return torch.from_numpy(batch).to(self._device, non_blocking=True)
+
+        return result
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ring.clear()
+
+    def _buffer(self, shape: tuple[int, ...]) -> Image:
+        """Return a batch buffer that nobody looks at any more, else a new one.
+
+        Fresh memory costs 0.2 ms of page faults per ImageNet image. A tensor made from an array keeps a
+        reference to it, so the count tells whether the batch, or any view of it, is still in use.
+        """
+        self._ring = [buffer for buffer in self._ring if buffer.shape == shape]
+        for buffer in self._ring:
+            if sys.getrefcount(buffer) == 3:  # the ring, the loop variable and the call's argument
+                return buffer
+        buffer = np.empty(shape, np.uint8)
+        self._ring.append(buffer)
+        return buffer
+
+    def _run(self, encoded: list[Encoded], params: Params, batch: Image, rows: range) -> None:
+        for row in rows:
+            try:
+                image = self._decode(encoded[row])
+            except ValueError as error:
+                raise UndecodableError(row, str(error)) from error
+            _transform(image, params, row, batch[row])
+
+    def _decode(self, encoded: Encoded) -> Image:
+        """Decode to uint8 [H, W, 3] in this thread's scratch memory, valid until its next call."""
+        height, width, _, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
+        needed = height * width * 3
+        scratch: Image | None = getattr(self._scratch, "memory", None)
+        if scratch is None or scratch.size < needed:
+            scratch = self._scratch.memory = np.empty(needed, np.uint8)
+        image: Image = simplejpeg.decode_jpeg(encoded, "RGB", buffer=scratch[:needed], strict=False)
+        return image
+
+
+def _transform(image: Image, params: Params, row: int, out: Image) -> None:
+    """Apply the parameters of one row to a decoded image [H, W, 3] and write `out` [size, size, 3]."""
+    top, left, height, width = params.window[row].tolist()
+    # torch's fast uint8 resize wants dense channels-last strides, in the batch dimension too: a strided
+    # view, or a batch dimension added after the permutation, takes twice the time.
+    window = torch.from_numpy(np.ascontiguousarray(image[top : top + height, left : left + width]))
+    resized = params.resized[row].tolist()
+    if [height, width] != resized:
+        nchw = F.interpolate(window[None].permute(0, 3, 1, 2), size=resized, mode="bilinear", antialias=True)
+        window = nchw[0].permute(1, 2, 0)
+    if params.shifted:
+        window = _shift(window, params.offset[row].tolist(), params.size)
+    # torch's flip is 20 times faster than a numpy copy with a negative stride
+    torch.from_numpy(out).copy_(window.flip(1) if params.flip[row] else window)
+
+
+def _shift(image: torch.Tensor, offset: list[int], size: int) -> torch.Tensor:
+    """Cut [size, size, 3] out of `image` [h, w, 3] at (top, left) = `offset`; black where it lies outside."""
+    (top, left), (height, width) = offset, image.shape[:2]
+    bottom, right = top + size, left + size
+    inside = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    return F.pad(inside, (0, 0, max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0)))
+
+
+def _wait(tasks: list[Future[None]]) -> None:
+    """Wait for every task, so that none still writes when the first error is raised."""
+    errors = [error for task in tasks if (error := task.exception()) is not None]
+    if errors:
+        raise errors[0]
+
+
+def _start_single_threaded(pool: ThreadPoolExecutor, threads: int) -> None:
+    """Start the pool's threads with one intra-op thread each.
+
+    `torch.set_num_threads` holds for the calling thread, and as the default of threads started later.
+    So the caller's number is put back once all of the pool's have started.
+    """
+    before = torch.get_num_threads()
+    barrier = threading.Barrier(threads)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        barrier.wait()
+
+    for task in [pool.submit(start) for _ in range(threads)]:
+        task.result()
+    torch.set_num_threads(before)
