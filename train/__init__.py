@@ -1,0 +1,1 @@
+"""Train timm models on feedline datasets: `python -m train --help`."""

@@ -1,0 +1,101 @@
+"""`python -m train` and `torchrun -m train`: the same program for one process and for many."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from shard.dataset import Dataset
+from shard.errors import FeedlineError
+from train.cli import Options, UsageError, list_recipes, parse
+from train.distributed import World, connect, env_rank
+from train.engine import Trainer
+from train.run_folder import RunFolder, load_checked
+from train.stop import Stopped
+from train.telemetry import NonFiniteError, clock
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    connected = False
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+        if options.list_recipes:
+            print(list_recipes(), end="")
+            return 0
+        with connect(options.settings.device) as world:
+            connected = world.size > 1
+            return run(options, world)
+    except UsageError as error:
+        return _fail(str(error), 2, alone=True)
+    except NonFiniteError as error:
+        return _fail(str(error), 1, alone=True)
+    except FeedlineError as error:
+        # Before the ranks are connected all make the same mistake; after that it may be one's own.
+        return _fail(str(error), 1, alone=not connected)
+    except Stopped as stopped:
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
+        return _fail("interrupted before training began", 130, alone=True)
+
+
+def run(options: Options, world: World) -> int:
+    """Train as the options say, and print the result on rank 0."""
+    config = options.settings
+    assert config.data is not None  # parse() sees to both
+    assert config.run_dir is not None
+    dataset = Dataset.open(config.data)
+    folder = RunFolder(config.run_dir)
+    path = folder.find(options.resume)
+    content = load_checked(path, config, dataset) if path is not None else None
+    if world.is_main:
+        folder.prepare(fresh=path is None)
+    world.gather(None)  # no rank goes on before the folder is ready
+    keep = path is not None and folder.owns(path)
+    if (
+        content is not None
+        and content["epoch"] == config.schedule.epochs
+        and (not keep or folder.summary.exists())
+    ):
+        if not keep:
+            raise FeedlineError(f"{path} is the end of a finished run; there is nothing left to train")
+        if world.is_main:
+            print(
+                f"{folder.root} holds this run, finished. To train afresh: --run-dir NEW, or --resume never"
+            )
+            show(json.loads(folder.summary.read_text(encoding="utf-8")), folder)
+        return 0
+    if content is not None and world.is_main:
+        print(f"going on from {path}: epoch {content['epoch'] + 1}, step {content['step']}", file=sys.stderr)
+    with Trainer(config, dataset, world, folder, content, keep_metrics=keep) as trainer:
+        summary = trainer.train()
+    if world.is_main:
+        show(summary, folder)
+    return 0
+
+
+def show(summary: dict[str, Any], folder: RunFolder) -> None:
+    """Print the result."""
+    speed = summary["images_per_s"]
+    print(
+        f"top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} % on {summary['samples']} samples; "
+        f"best top-1 {summary['best_top1']:.2f} % after epoch {summary['best_epoch']}\n"
+        f"{summary['epochs']} epochs, {summary['steps']} steps in {clock(summary['wall_s'])}"
+        + (f", {speed:.0f} images/s while training" if speed else "")
+        + f"\nconfig, metrics, summary: {folder.root}\nweights: {folder.best} (best), {folder.last} (last)"
+    )
+
+
+def _fail(message: str, status: int, *, alone: bool) -> int:
+    """Print the error; where all ranks have the same, only the first of each machine does."""
+    if not alone or os.environ.get("LOCAL_RANK", "0") == "0":
+        where = f"[rank {env_rank()}] " if not alone else ""
+        print(f"{where}error: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Command line and configuration file → `Options`. A mistake ends in one line with the nearest valid name."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from shard.errors import FeedlineError
+from train.config import Config, flat, load, nearest
+from train.recipes import RECIPES, recipe
+
+DESCRIPTION = """Train a timm model on a feedline dataset.
+
+Start with a recipe and change what you like:
+
+  python -m train --data DATASET --recipe cifar10_cpu --epochs 5
+
+The same on several processes:
+
+  torchrun --nproc-per-node 2 -m train --data DATASET --recipe cifar10_cpu
+
+Run it again from its folder:
+
+  python -m train --config runs/cifar10_cpu/config.yaml --run-dir runs/again
+
+Values shown with --recipe NAME --help are that recipe's."""
+
+
+class UsageError(Exception):
+    """A mistake on the command line; exit status 2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line gives."""
+
+    config: Path | None = None
+    """Start from this configuration file instead of a recipe."""
+    resume: str = "auto"
+    """auto: go on with the run in the run folder if there is one; never: start afresh; or a checkpoint."""
+    list_recipes: bool = False
+    """Print the recipes and leave."""
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Read the command line.
+
+    Raises:
+        UsageError: unknown flag or recipe, missing or wrong value.
+        FeedlineError: the configuration file is wrong, or values do not go together.
+        SystemExit: after --help, with status 0.
+    """
+    argv = _spell_out(argv)
+    _reject_unknown(argv)
+    base = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    base.add_argument("--recipe")
+    base.add_argument("--config", type=Path)
+    try:
+        chosen, _ = base.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from error
+    asking = {"-h", "--help", "--list-recipes"} & set(argv)
+    options = _tyro(argv, Options(config=chosen.config, settings=_base_config(chosen, bool(asking))))
+    settings = options.settings
+    if not asking and settings.data is None:
+        raise UsageError("--data DATASET is missing: a folder made by `python -m shard build`")
+    if settings.run_dir is None:
+        settings = replace(settings, run_dir=Path("runs") / settings.recipe)
+    return replace(options, settings=settings)
+
+
+def list_recipes() -> str:
+    """Recipes with their documentation."""
+    return "\n".join(
+        f"{name}\n"
+        + "".join(f"    {line}\n" for line in (sys.modules[f.__module__].__doc__ or "").splitlines())
+        for name, f in RECIPES.items()
+    )
+
+
+def _base_config(chosen: argparse.Namespace, asking: bool) -> Config:
+    if chosen.config is not None:
+        if chosen.recipe is not None:
+            raise UsageError("--recipe and --config exclude each other: a configuration file is complete")
+        return load(chosen.config)
+    if chosen.recipe is not None:
+        try:
+            return recipe(chosen.recipe)
+        except FeedlineError as error:
+            raise UsageError(str(error)) from error
+    if asking:
+        return Config()
+    raise UsageError(f"give --recipe NAME ({', '.join(RECIPES)}) or --config FILE")
+
+
+def _spell_out(argv: Sequence[str]) -> list[str]:
+    """--compile and --no-compile are flags; to tyro the setting has three values."""
+    words: list[str] = []
+    for i, word in enumerate(argv):
+        if word == "--no-compile":
+            words += ["--compile", "False"]
+        elif word == "--compile" and (i + 1 == len(argv) or argv[i + 1] not in ("True", "False", "None")):
+            words += ["--compile", "True"]
+        else:
+            words.append(word)
+    return words
+
+
+def _reject_unknown(argv: Sequence[str]) -> None:
+    valid = set(flat(Config())) | {f.name for f in fields(Options)} - {"settings"} | {"help"}
+    flags = {"--" + name.replace("_", "-") for name in valid}
+    for word in argv:
+        name = word.split("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in flags:
+            raise UsageError(f"there is no flag {word.split('=')[0]}; {nearest(name, flags)}")
+
+
+def _tyro(argv: Sequence[str], default: Options) -> Options:
+    """Let tyro read the flags, and make one line of what it has to say against them."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                Options,
+                args=argv,
+                default=default,
+                prog="python -m train",
+                description=DESCRIPTION,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as error:
+        if not error.code:
+            raise
+        # tyro draws a box: a title, the message, a rule, a pointer to --help.
+        lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
+        message = " ".join(lines).split("───")[0].strip()
+        raise UsageError(re.sub(r"\s+", " ", message) or said.getvalue().strip()) from error

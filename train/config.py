@@ -1,0 +1,168 @@
+"""The configuration of a run, its file, and its comparison with that of an earlier run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml  # type: ignore[import-untyped]
+
+from shard.errors import FeedlineError
+from train.inputs import InputConfig
+from train.model import ModelConfig
+from train.optim import OptimConfig, ScheduleConfig
+from train.step import StepConfig
+
+T = TypeVar("T")
+
+# What may change when a run goes on: where and how fast it computes, not what.
+FREE = frozenset(("recipe", "data", "run_dir", "device", "log_every", "checkpoint_every"))
+FREE |= {"accumulate", "compile", "loader_backend", "loader_threads"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything a run depends on. Names are unique over all groups."""
+
+    recipe: str = "none"
+    """Recipe that gives the defaults; see --list-recipes."""
+    data: Path | None = None
+    """Dataset folder made by `python -m shard build`."""
+    run_dir: Path | None = None
+    """Where config, metrics and checkpoints go; default: runs/RECIPE."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a CUDA GPU where there is one."""
+    seed: int = 0
+    """Of the weights, the order of samples and the augmentation."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints within an epoch; None: one at each epoch's end."""
+    input: InputConfig = field(default_factory=InputConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    step: StepConfig = field(default_factory=StepConfig)
+
+    def __post_init__(self) -> None:
+        """Reject intervals that never end."""
+        for name in ("log_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise FeedlineError(f"{name} is {value}; it must be at least 1")
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Values by name, without the groups."""
+    values: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        values.update(flat(value) if dataclasses.is_dataclass(value) else {entry.name: value})
+    return values
+
+
+def differences(saved: Config, now: Config) -> list[str]:
+    """What has changed, of what must not when a run goes on, as "name: saved → now"."""
+    before, after = flat(saved), flat(now)
+    return [f"{k}: {before[k]} → {after[k]}" for k in after if k not in FREE and before[k] != after[k]]
+
+
+def nearest(name: str, valid: typing.Iterable[str]) -> str:
+    """Remedy for an unknown name: the nearest valid one, or all."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(name, valid, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}"
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain values, for YAML and checkpoints."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, tuple):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    result: dict[str, Any] = plain(dataclasses.asdict(config))
+    return result
+
+
+def from_dict(kind: type[T], values: Any, source: str, group: str = "") -> T:
+    """Make a config dataclass of plain values; what is not given keeps its default.
+
+    Args:
+        kind: the dataclass.
+        values: what was read.
+        source: where, for error messages.
+        group: dotted name of the group, ending in a dot.
+
+    Raises:
+        FeedlineError: an unknown key, with the nearest valid name, or a value of a wrong type.
+    """
+    if not isinstance(values, dict):
+        raise FeedlineError(
+            f"{source}: {group.rstrip('.') or 'the file'} is {values!r}; expected keys with values"
+        )
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            raise FeedlineError(f"{source}: there is no key {group}{key}; {nearest(str(key), hints)}")
+    made = {}
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints[key]):
+            made[key] = from_dict(hints[key], value, source, f"{group}{key}.")
+        else:
+            made[key] = _convert(value, hints[key], f"{source}: {group}{key}")
+    return kind(**made)
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """Give `value` the type `hint`, as far as YAML blurs types; otherwise an error."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):  # "X | None"
+        return None if value is None else _convert(value, args[0], name)
+    if origin is Literal and value in args:
+        return value
+    if origin is tuple and isinstance(value, list) and len(value) == len(args):
+        return tuple(_convert(v, a, name) for v, a in zip(value, args, strict=True))
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and type(value) in (int, float, str):
+        try:
+            return float(value)  # YAML 1.1 takes 1e-4 for a string
+        except ValueError:
+            pass
+    if type(value) is hint:
+        return value
+    expected = f"one of {', '.join(map(str, args))}" if origin is Literal else getattr(hint, "__name__", "")
+    if origin is tuple:
+        expected = f"a list of {len(args)} numbers"
+    raise FeedlineError(f"{name} is {value!r}; expected {expected}")
+
+
+def load(path: Path) -> Config:
+    """Read a configuration file, such as the config.yaml of an earlier run.
+
+    Raises:
+        FeedlineError: missing, not YAML, an unknown key or a wrong value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FeedlineError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise FeedlineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return from_dict(Config, values, str(path))
+
+
+def save(config: Config, path: Path) -> None:
+    """Write a configuration file that `load` reads back."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    aside.replace(path)

@@ -1,0 +1,268 @@
+"""The training loop: train → train_epoch → train_step → forward_backward_step."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from loader import Batch
+from shard.dataset import Dataset
+from train import checkpoint
+from train.config import Config, to_dict
+from train.config import save as save_config
+from train.distributed import World
+from train.evaluate import Result, eval_line, evaluate
+from train.inputs import eval_loader, train_loader
+from train.model import make_model
+from train.optim import lr_at, make_optimizer
+from train.run_folder import RunFolder
+from train.state import RunState, capture, restore
+from train.step import TrainStep
+from train.stop import Stopped, StopSignal
+from train.telemetry import LossWindow, Meter, Metrics, NonFiniteError, Progress, StepRecord, rate_text
+
+WARMUP_STEPS = 5  # of each process, left out of images/s: compilation, first allocations, cold files
+
+
+def make_step(config: Config, num_classes: int, world: World) -> TrainStep:
+    """Make model, optimiser and step as `config` says, the same weights on every rank."""
+    torch.manual_seed(config.seed)
+    net = make_model(config.model, num_classes, world.device)
+    step = TrainStep(net, make_optimizer(net.model, config.optim), config.step, world)
+    torch.manual_seed(config.seed + world.rank)  # dropout should differ between ranks
+    return step
+
+
+class Trainer:
+    """Trains one run on this rank. A context manager: closing it stops the loaders.
+
+    Args:
+        config: what to train.
+        dataset: on what.
+        world: with whom.
+        folder: where files go; must exist.
+        content: checkpoint to go on from.
+        keep_metrics: whether `content` belongs to the same folder, so that its metrics go on too.
+
+    Raises:
+        FeedlineError: model, batch size, split or checkpoint do not fit.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        world: World,
+        folder: RunFolder,
+        content: dict[str, Any] | None = None,
+        *,
+        keep_metrics: bool = True,
+    ) -> None:
+        self.config, self.dataset, self.world, self.folder = config, dataset, world, folder
+        self.state = RunState()
+        self._began = time.perf_counter()
+        with ExitStack() as stack:
+            self.loader = stack.enter_context(
+                train_loader(config.input, dataset, config.seed, config.step.accumulate, world)
+            )
+            self.eval_loader = stack.enter_context(
+                eval_loader(config.input, dataset, self.loader.batch_size, world)
+            )
+            self.step = make_step(config, len(dataset.classes), world)
+            kept = 0
+            if content is not None:
+                self.state = restore(content, self.step, self.loader, world)
+                kept = content["metrics_bytes"] if keep_metrics else 0
+            self.metrics = Metrics(folder.metrics, kept, active=world.is_main)
+            stack.callback(self.metrics.close)
+            self.stop = stack.enter_context(StopSignal(world))
+            self._stack = stack.pop_all()
+        self.steps_per_epoch = self.loader.num_samples // config.input.batch_size
+        self.total_steps = self.steps_per_epoch * config.schedule.epochs
+        self.losses = LossWindow(config.log_every, world)
+        self.meter = Meter(world.device, WARMUP_STEPS)
+        self.progress = Progress(active=world.is_main)
+        if world.is_main:
+            save_config(config, folder.config)
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end, or from a checkpoint to the end, and return the summary.
+
+        Raises:
+            Stopped: a signal came; the checkpoint is written.
+            NonFiniteError: loss or weights are not finite; no checkpoint is written.
+        """
+        try:
+            while self.loader.epoch < self.config.schedule.epochs:
+                self.train_epoch()
+                self.finish_epoch()
+        except NonFiniteError as error:
+            if self.world.is_main:
+                self.folder.nonfinite.write_text(json.dumps(error.details) + "\n", encoding="utf-8")
+            raise
+        return self.summarize()
+
+    def train_epoch(self) -> None:
+        """Train the rest of the loader's epoch."""
+        self.step.net.train()
+        left = (self.loader.num_samples - self.loader.samples_consumed) // self.config.input.batch_size
+        batches = iter(self.loader)
+        self.meter.start()
+        for remaining in reversed(range(left)):
+            self.train_step(batches)
+            self.after_step(epoch_ends=remaining == 0)
+
+    def train_step(self, batches: Iterator[Batch]) -> None:
+        """Do one optimiser step on one global batch. Waits for the loader, never for the device."""
+        lr = lr_at(self.state.step, self.steps_per_epoch, self.config.optim.lr, self.config.schedule)
+        accumulate = self.config.step.accumulate
+        loss, ids, wait_s = torch.zeros((), device=self.world.device), [], 0.0
+        for part in range(accumulate):
+            began = time.perf_counter()
+            batch = next(batches)
+            wait_s += time.perf_counter() - began
+            ids.append(batch.ids)
+            loss += self.step.forward_backward(batch.images, batch.labels, last=part == accumulate - 1)
+        self.step.update(lr)
+        self.state.step += 1
+        self.losses.add(loss, StepRecord(self.state.step, lr, ids))
+        self.meter.count(wait_s)
+
+    def after_step(self, *, epoch_ends: bool) -> None:
+        """Log, save or stop where it is time to."""
+        every, step = self.config.checkpoint_every, self.state.step
+        report = step % self.config.log_every == 0
+        save = every is not None and step % every == 0 and not epoch_ends  # the epoch's end saves anyway
+        stop = self.stop.due(step)
+        if not (report or save or stop):
+            return
+        self.look()
+        if report:
+            self.report()
+        if save or stop:
+            self.save()
+        if stop:
+            raise Stopped(self.stop.agreed)
+        self.meter.start()
+
+    def look(self) -> None:
+        """Wait for the device, take the losses over, and stop the clock."""
+        self.state.losses += self.losses.look()
+        self.meter.stop()
+
+    def finish_epoch(self) -> None:
+        """Evaluate, log and save after the epoch's last step."""
+        self.look()
+        self.losses.check_weights(self.step.net.model)
+        epoch = self.loader.epoch + 1
+        began = time.perf_counter()
+        result = self.evaluate()
+        if result is None:
+            self.save()  # as before the evaluation, which is repeated when the run goes on
+            raise Stopped(self.stop.agreed)
+        self.loader.set_epoch(epoch)
+        state = self.state
+        state.last_eval = result.as_dict()
+        improved = result.top1 > state.best_top1
+        if improved:
+            state.best_top1, state.best_epoch = result.top1, epoch
+        self.metrics.write(kind="eval", epoch=epoch, step=state.step, **result.as_dict())
+        took_s = time.perf_counter() - began
+        self.progress.line(eval_line(f"{epoch}/{self.config.schedule.epochs}", result, took_s, best=improved))
+        self.save(best=improved)
+
+    def evaluate(self) -> Result | None:
+        """Evaluate rank 0's model on all ranks; None if a signal came meanwhile."""
+        self.world.broadcast_(self.step.net.buffers())  # running statistics differ between ranks until now
+        self.step.net.eval()
+        return evaluate(self.step.predict, self.eval_loader, self.world, self.stop.due)
+
+    def report(self) -> None:
+        """Write a line of metrics and show the progress."""
+        state, rate = self.state, self.meter.report()
+        loss = sum(state.losses) / len(state.losses)
+        state.losses = []
+        lr = lr_at(state.step - 1, self.steps_per_epoch, self.config.optim.lr, self.config.schedule)
+        speed, share, epoch = (
+            rate.images_per_s(self.config.input.batch_size),
+            rate.wait_share,
+            self.loader.epoch + 1,
+        )
+        self.metrics.write(
+            kind="train",
+            step=state.step,
+            epoch=epoch,
+            loss=loss,
+            lr=lr,
+            images_per_s=speed and round(speed, 1),
+            data_wait_share=share and round(share, 4),
+        )
+        total = self.meter.total
+        left_s = (self.total_steps - state.step) * total.seconds / total.steps if total.steps else None
+        self.progress.update(
+            f"epoch {epoch}/{self.config.schedule.epochs}  step {state.step}/{self.total_steps}  "
+            f"loss {loss:.4f}  lr {lr:.4g}  {rate_text(speed, share, left_s)}"
+        )
+
+    def elapsed_s(self) -> float:
+        """Seconds trained, by this process and those before it."""
+        return self.state.elapsed_s + time.perf_counter() - self._began
+
+    def save(self, *, best: bool = False) -> None:
+        """Write the checkpoint `last`, and `best` too if so. Collective; rank 0 writes.
+
+        Raises:
+            NonFiniteError: a weight is not finite.
+        """
+        self.losses.check_weights(self.step.net.model)
+        rng = self.world.gather(checkpoint.rng_state(self.world.device))
+        if not self.world.is_main:
+            return
+        self.state.elapsed_s = self.elapsed_s()
+        self._began = time.perf_counter()
+        content = {
+            **capture(self.state, self.step, self.loader),
+            "metrics_bytes": self.metrics.sync(),
+            "config": to_dict(self.config),
+            "classes": list(self.dataset.classes),
+            "fingerprint": self.dataset.fingerprint,
+            "rng": rng,
+        }
+        if best:
+            # Before `last`, which claims that `best` exists.
+            checkpoint.save(self.folder.best, content)
+        checkpoint.save(self.folder.last, content)
+
+    def summarize(self) -> dict[str, Any]:
+        """Result of the finished run; rank 0 writes it to summary.json."""
+        speed = self.meter.total.images_per_s(self.config.input.batch_size)
+        summary = {
+            **self.state.last_eval,
+            "best_top1": self.state.best_top1,
+            "best_epoch": self.state.best_epoch,
+            "epochs": self.config.schedule.epochs,
+            "steps": self.state.step,
+            "wall_s": round(self.elapsed_s(), 1),
+            "images_per_s": speed and round(speed, 1),
+            "ranks": self.world.size,
+            "device": self.world.device.type,
+        }
+        if self.world.is_main:
+            self.folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        return summary
+
+    def __enter__(self) -> Trainer:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close loaders and metrics, give the signals back."""
+        self._stack.close()

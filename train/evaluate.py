@@ -1,0 +1,80 @@
+"""Evaluation: every sample of the split counts exactly once, at any world size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from loader import Loader
+from train.distributed import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What an evaluation found.
+
+    Attributes:
+        top1: percent of the samples whose best guess is right.
+        top5: percent with the right class among the best five (among all, where there are fewer).
+        loss: mean cross-entropy, without label smoothing.
+        samples: how many were counted.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    samples: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields by name."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    loader: Loader,
+    world: World,
+    stopping: Callable[[int], bool] = lambda step: False,
+) -> Result | None:
+    """Evaluate `predict` (uint8 [B, H, W, 3] to logits [B, classes]) on the whole split.
+
+    Sums stay on the device and cross ranks once, at the end. Padding rows are masked.
+
+    Args:
+        predict: the model, in evaluation mode.
+        loader: this rank's share of the split; it is rewound first.
+        world: the ranks that share the split.
+        stopping: asked after each batch, with its number from 1, whether to give up; ranks must agree.
+
+    Returns:
+        The result, the same on every rank; None if given up.
+    """
+    # MPS aside, float64 is everywhere, and counts in it are exact: [top-1, top-5, loss, samples].
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    loader.rewind()
+    for step, batch in enumerate(loader, start=1):
+        logits = predict(batch.images).float()
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        right = (best == batch.labels[:, None]) & batch.valid[:, None]
+        loss = F.cross_entropy(logits, batch.labels, reduction="none")
+        loss = torch.where(batch.valid, loss, 0)  # not a product: padding may give inf
+        sums += torch.stack([right[:, 0].sum(), right.sum(), loss.double().sum(), batch.valid.sum()])
+        if stopping(step):
+            return None
+    top1, top5, loss_sum, samples = world.sum_(sums).tolist()
+    return Result(
+        top1=100 * top1 / samples, top5=100 * top5 / samples, loss=loss_sum / samples, samples=int(samples)
+    )
+
+
+def eval_line(epoch: str, result: Result, took_s: float, *, best: bool) -> str:
+    """Line of progress about an evaluation that took `took_s` seconds."""
+    return (
+        f"epoch {epoch}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  "
+        f"{result.samples} samples in {took_s:.1f} s{'  (best)' if best else ''}"
+    )

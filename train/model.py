@@ -1,0 +1,122 @@
+"""The model: timm's, on uint8 images, with the normalisation inside."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import nn
+
+import train.models  # noqa: F401  registers our models with timm
+from shard.errors import FeedlineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Model."""
+
+    arch: str = "resnet50"
+    """Any model name of timm, or of train/models."""
+    pretrained: Path | None = None
+    """Weights to start from (.pt, .pth or .safetensors); a head of another size is left out."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green, blue, for pixels in 0 … 1 (default: ImageNet's)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green, blue."""
+
+    def __post_init__(self) -> None:
+        """Reject a deviation that cannot be divided by."""
+        if min(self.std) <= 0:
+            raise FeedlineError(f"std is {self.std}; its values must be positive")
+
+
+class Normalized(nn.Module):
+    """`model` on uint8 images.
+
+    The image batch is permuted to NCHW, which for NHWC memory is PyTorch's channels-last format and copies
+    nothing; normalisation is one multiply-add, fused into its neighbours when compiled.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(
+        self, model: nn.Module, mean: tuple[float, float, float], std: tuple[float, float, float]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        deviation = torch.tensor(std).view(1, 3, 1, 1)
+        # Not persistent: checkpoints hold nothing but the timm model.
+        self.register_buffer("scale", 1 / (255 * deviation), persistent=False)
+        self.register_buffer("shift", -torch.tensor(mean).view(1, 3, 1, 1) / deviation, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits [B, classes] of uint8 images [B, H, W, 3]."""
+        pixels = images.permute(0, 3, 1, 2).float()
+        logits: torch.Tensor = self.model(torch.addcmul(self.shift, pixels, self.scale))
+        return logits
+
+
+def make_model(config: ModelConfig, num_classes: int, device: torch.device) -> Normalized:
+    """Make the model on `device`, its filters in channels-last order.
+
+    The order is set here, before DDP sees the parameters: DDP lays out gradients as it finds them.
+
+    Raises:
+        FeedlineError: unknown model, or weights that are missing or do not fit.
+    """
+    if not timm.is_model(config.arch):
+        near = difflib.get_close_matches(config.arch, timm.list_models(), n=1)
+        raise FeedlineError(
+            f"arch is {config.arch!r}, which neither timm nor train/models has"
+            + (f"; did you mean {near[0]!r}?" if near else "; see timm.list_models()")
+        )
+    model = timm.create_model(config.arch, num_classes=num_classes)
+    if config.pretrained is not None:
+        load_pretrained(model, config.pretrained)
+    net = Normalized(model, config.mean, config.std).to(device)
+    return net.to(memory_format=torch.channels_last)
+
+
+def load_pretrained(model: nn.Module, path: Path) -> None:
+    """Load weights into a bare timm model; a classifier head of another size keeps its random start.
+
+    Raises:
+        FeedlineError: no such file, or tensors other than the head's are missing, unknown or of other sizes.
+    """
+    if not path.is_file():
+        raise FeedlineError(f"pretrained is {str(path)!r}, which is not a file")
+    weights: dict[str, Any] = load_state_dict(str(path))
+    mine = model.state_dict()
+    resized = {k for k, v in weights.items() if k in mine and v.shape != mine[k].shape}
+    head = _head_keys(model)
+    if resized and resized <= head:
+        print(
+            f"{path}: its head is of another size and is left out ({', '.join(sorted(resized))})",
+            file=sys.stderr,
+        )
+        weights = {k: v for k, v in weights.items() if k not in head}
+        resized = set()
+    wrong = resized | (weights.keys() - mine.keys()) | (mine.keys() - weights.keys() - head)
+    if wrong:
+        first = sorted(wrong)[0]
+        raise FeedlineError(
+            f"{path} does not fit the model: {len(wrong)} of {len(mine)} tensors are missing, unknown or of "
+            f"another shape, the first {first!r}; is arch the model that these weights are of?"
+        )
+    model.load_state_dict(weights, strict=False)
+
+
+def _head_keys(model: nn.Module) -> set[str]:
+    """Names of the classifier's tensors."""
+    classifier = getattr(model, "get_classifier", lambda: None)()
+    if not isinstance(classifier, nn.Module):
+        return set()
+    own = {id(p) for p in classifier.parameters()}
+    return {name for name, p in model.named_parameters() if id(p) in own}

@@ -1,0 +1,29 @@
+"""CIFAR-10 on two CPU cores.
+
+Source: after K. Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024 (triangular schedule, Nesterov SGD, label
+smoothing), made smaller for a CPU.
+Command: torchrun --nproc-per-node 2 -m train --data cifar10 --recipe cifar10_cpu
+Expected time: see docs/recipes.md.
+Expected accuracy: see docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+from train.config import Config
+from train.inputs import InputConfig
+from train.model import ModelConfig
+from train.optim import OptimConfig, ScheduleConfig
+from train.step import StepConfig
+
+
+def cifar10_cpu() -> Config:
+    """CIFAR-10 on a CPU, minutes."""
+    return Config(
+        recipe="cifar10_cpu",
+        input=InputConfig(batch_size=512, crop="pad", size=32, pad=2, eval_size=32, eval_resize=32),
+        model=ModelConfig(arch="resnet18", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+        optim=OptimConfig(optimizer="sgd", lr=0.2, momentum=0.9, weight_decay=5e-4),
+        schedule=ScheduleConfig(epochs=10, warmup_epochs=2, decay="linear"),
+        step=StepConfig(label_smoothing=0.1, precision="bf16"),
+        log_every=20,
+    )

@@ -1,0 +1,59 @@
+"""What a checkpoint holds, and how a run takes it up again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from loader import Loader
+from train.checkpoint import set_rng_state
+from train.distributed import World
+from train.step import TrainStep
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """How far a run has come.
+
+    Attributes:
+        step: optimiser steps done.
+        best_top1: best evaluation so far, percent; -1 before the first.
+        best_epoch: its epoch, from 1.
+        last_eval: fields of the newest `train.evaluate.Result`.
+        losses: losses of the steps since the last line of metrics.
+        elapsed_s: seconds spent up to the checkpoint.
+    """
+
+    step: int = 0
+    best_top1: float = -1.0
+    best_epoch: int = 0
+    last_eval: dict[str, Any] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+
+def capture(state: RunState, step: TrainStep, loader: Loader) -> dict[str, Any]:
+    """The part of a checkpoint that all ranks have alike; model keys are the bare timm model's."""
+    return {
+        **asdict(state),
+        "epoch": loader.epoch,
+        "loader": loader.state_dict(),
+        "model": step.net.model.state_dict(),
+        "optimizer": step.optimizer.state_dict(),
+        "scaler": step.scaler.state_dict(),
+    }
+
+
+def restore(content: dict[str, Any], step: TrainStep, loader: Loader, world: World) -> RunState:
+    """Put model, optimiser, scaler, loader and generators back as they were, and return the state.
+
+    Raises:
+        FeedlineError: the loader's position is one in other data.
+    """
+    step.net.model.load_state_dict(content["model"])
+    step.optimizer.load_state_dict(content["optimizer"])
+    step.scaler.load_state_dict(content["scaler"])
+    loader.load_state_dict(content["loader"])
+    if world.rank < len(content["rng"]):  # of more ranks than before the new ones keep their seed
+        set_rng_state(content["rng"][world.rank], world.device)
+    return RunState(**{f.name: content[f.name] for f in fields(RunState)})
