@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -291,14 +290,13 @@ class Loader:
 
 
 def _usable_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS, Windows
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _resolve_device(device: str | torch.device) -> torch.device:
     resolved = torch.device(device)
-    if resolved.type == "cuda" and resolved.index is None:
+    if str(resolved) == "cuda":
         resolved = torch.device("cuda", torch.cuda.current_device())
     if resolved.type not in ("cpu", "cuda"):
         raise FeedlineError(

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
+
+from shard.build import build
+from shard.dataset import Dataset
+from shard.plan import Settings
 
 # The same examples on every run, and no deadlines: the machine that runs the tests may be busy.
 settings.register_profile("feedline", derandomize=True, deadline=None)
@@ -18,3 +26,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
+
+
+def write_images(root: Path, per_class: int, classes: tuple[str, ...] = ("ant", "bee", "cat")) -> None:
+    """Write JPEG class folders; the class shows in the colour, so that a network can learn it."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(per_class):
+            width, height = rng.integers(40, 90, 2).tolist()
+            pixels = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
+            pixels[:, :, label % 3] += 120
+            Image.fromarray(pixels).save(root / name / f"{i:03d}.jpg", quality=90)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train/ (3 × 21 images) and val/ (3 × 7)."""
+    root = tmp_path_factory.mktemp("images")
+    write_images(root / "train", 21)
+    write_images(root / "val", 7)
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The images of `images` as a dataset of several shards. Not to be changed by a test."""
+    root = tmp_path_factory.mktemp("dataset") / "data"
+    build(images, root, Settings(shard_bytes=80_000), workers=1)
+    return Dataset.open(root)

@@ -1,0 +1,167 @@
+"""Open a dataset that `python -m shard build` made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shard.errors import FeedlineError
+
+FORMAT = "feedline"
+FORMAT_VERSION = 1
+MANIFEST = "dataset.json"
+INDEX = "index.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The index of one split; row i describes the sample with id i.
+
+    Attributes:
+        name: such as "train".
+        root: folder of its shards.
+        shards: file names of the tars.
+        shard_bytes: size of each tar.
+        shard: int32 [N], index into `shards`.
+        offset: int64 [N], byte offset of the encoded image in its tar.
+        size: int64 [N], bytes of the encoded image.
+        label: int64 [N].
+        width: int32 [N], pixels.
+        height: int32 [N], pixels.
+        crc32: uint32 [N], of the encoded image.
+        keys: strings [N], WebDataset keys; see `key`.
+    """
+
+    name: str
+    root: Path
+    shards: tuple[str, ...]
+    shard_bytes: tuple[int, ...]
+    shard: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int64]
+    width: npt.NDArray[np.int32]
+    height: npt.NDArray[np.int32]
+    crc32: npt.NDArray[np.uint32]
+    keys: Any
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.label)
+
+    def key(self, i: int) -> str:
+        """WebDataset key of sample i."""
+        return str(self.keys[i].as_py())
+
+    def shard_path(self, i: int) -> Path:
+        """Path of shard number i."""
+        return self.root / self.shards[i]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """An opened dataset.
+
+    Attributes:
+        root: its folder.
+        classes: class names by label.
+        fingerprint: hex SHA-256 that identifies the samples, their labels and their order.
+        manifest: the content of dataset.json.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    fingerprint: str
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, root: str | Path) -> Dataset:
+        """Open a dataset folder; reads only its manifest.
+
+        Raises:
+            FeedlineError: not a dataset, an unfinished one, or one of another format version.
+        """
+        path = Path(root) / MANIFEST
+        try:
+            manifest = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            if (Path(root) / ".build").exists():
+                raise FeedlineError(
+                    f"{root} is an unfinished build; run its `python -m shard build` command again to finish it"
+                ) from error
+            raise FeedlineError(
+                f"{root} is no dataset ({path} does not exist); make one: python -m shard build"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise FeedlineError(
+                f"cannot read {path}: {error}; restore it or build the dataset again"
+            ) from error
+        found = (
+            (manifest.get("format"), manifest.get("format_version")) if isinstance(manifest, dict) else None
+        )
+        if found != (FORMAT, FORMAT_VERSION):
+            raise FeedlineError(
+                f"{path} has format and version {found}, this program reads {(FORMAT, FORMAT_VERSION)}; "
+                "build the dataset again or use a matching version of feedline"
+            )
+        return cls(Path(root), tuple(manifest["classes"]), manifest["fingerprint"], manifest)
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self.manifest["splits"])
+
+    def split(self, name: str) -> Split:
+        """Load a split's index.
+
+        Raises:
+            FeedlineError: there is no such split, or its index is damaged.
+        """
+        if name not in self.split_names:
+            raise FeedlineError(f"{self.root} has no split {name!r}; it has {', '.join(self.split_names)}")
+        about = self.manifest["splits"][name]
+        path = self.root / name / INDEX
+        try:
+            table = pq.read_table(path)
+            columns = {c: _column(table, c, t) for c, t in _COLUMNS.items()}
+            keys = table.column("key")
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise FeedlineError(
+                f"cannot read {path}: {error}; run `python -m shard verify {self.root}`"
+            ) from error
+        if len(table) != about["samples"]:
+            raise FeedlineError(
+                f"{path} has {len(table)} rows but dataset.json says {about['samples']}; build the dataset again"
+            )
+        shards = about["shards"]
+        return Split(
+            name=name,
+            root=self.root / name,
+            shards=tuple(s["name"] for s in shards),
+            shard_bytes=tuple(s["bytes"] for s in shards),
+            keys=keys,
+            **columns,
+        )
+
+
+_COLUMNS: dict[str, npt.DTypeLike] = {
+    "shard": np.int32,
+    "offset": np.int64,
+    "size": np.int64,
+    "label": np.int64,
+    "width": np.int32,
+    "height": np.int32,
+    "crc32": np.uint32,
+}
+
+
+def _column(table: Any, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    column: npt.NDArray[Any] = table.column(name).to_numpy()
+    return np.ascontiguousarray(column, dtype=dtype)
