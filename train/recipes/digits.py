@@ -20,7 +20,7 @@ def digits() -> Config:
     return Config(
         recipe="digits",
         input=InputConfig(batch_size=64, crop="pad", size=32, pad=3, hflip=0.0, eval_size=32, eval_resize=32),
-        model=ModelConfig(arch="resnet18", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        model=ModelConfig(arch="cifar_resnet9", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         optim=OptimConfig(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4),
         schedule=ScheduleConfig(epochs=8, warmup_epochs=2, decay="linear"),
         step=StepConfig(label_smoothing=0.1, precision="fp32"),

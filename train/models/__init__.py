@@ -1,0 +1,5 @@
+"""Our own networks, registered with timm: importing this package makes `timm.create_model` know them."""
+
+from train.models.cifar import CifarResNet, cifar_resnet9
+
+__all__ = ["CifarResNet", "cifar_resnet9"]
