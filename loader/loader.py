@@ -106,13 +106,13 @@ class Loader:
         self.wait_s = 0.0
         self._shuffle, self._drop_last, self._seed = shuffle, drop_last, seed
         self._prefetch = prefetch
-        self._device = _resolve_device(device)
+        self.device = _resolve_device(device)
         if len(self) == 0:
             raise FeedlineError(
                 f"split {split!r} has {self.num_samples} samples, fewer than one global batch of "
                 f"{batch_size * world_size}; use a smaller batch size or drop_last=False"
             )
-        self.backend = _resolve_backend(backend, self._device)
+        self.backend = _resolve_backend(backend, self.device)
         self._threads = _usable_cores() if threads is None else threads
         if self._threads < 1:
             raise FeedlineError(f"threads is {threads}; it must be at least 1")
@@ -190,7 +190,7 @@ class Loader:
         except UndecodableError as error:
             raise self._undecodable(int(ids[error.row]), error) from error
         n = len(ids)
-        pinned = self._device.type == "cuda"
+        pinned = self.device.type == "cuda"
         labels = torch.zeros(self.batch_size, dtype=torch.int64, pin_memory=pinned)
         labels[:n] = torch.from_numpy(self.split.label[ids])
         valid = torch.zeros(self.batch_size, dtype=torch.bool, pin_memory=pinned)
@@ -199,9 +199,9 @@ class Loader:
         all_ids[:n] = torch.from_numpy(ids)
         return Batch(
             images,
-            labels.to(self._device, non_blocking=True),
+            labels.to(self.device, non_blocking=True),
             all_ids,
-            valid.to(self._device, non_blocking=True),
+            valid.to(self.device, non_blocking=True),
             n,
         )
 
@@ -228,10 +228,10 @@ class Loader:
         if self.backend == "dali":
             from loader.dali_backend import DaliBackend  # only here: DALI has no wheel for some systems
 
-            return DaliBackend(self._device, self._threads, self.batch_size)
+            return DaliBackend(self.device, self._threads, self.batch_size)
         from loader.torch_backend import TorchBackend
 
-        return TorchBackend(self._device, self._threads)
+        return TorchBackend(self.device, self._threads)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; does nothing if already in it, so that a resumed position is kept."""

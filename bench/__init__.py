@@ -1,0 +1,1 @@
+"""Measure every stage of the way from disk to weights, as ratios within one run."""

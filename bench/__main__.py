@@ -1,0 +1,133 @@
+"""Command line: python -m bench throughput."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from bench.report import picture, require_matplotlib, table
+from bench.throughput import OWN, PEERS, Plan, throughput
+from shard.errors import FeedlineError
+from train.config import Config
+from train.recipes import RECIPES, recipe
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _throughput(options)
+    except FeedlineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "throughput",
+        help="images/s of every stage, and which one limits",
+        description="Measure reading, decoding, the loader and training, interleaved on the same machine, and say "
+        "which stage holds the others back. Data, crop, batch size and model come from a training recipe.",
+    )
+    add = command.add_argument
+    add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")
+    add("--split", help="split to read (default: the recipe's training split)")
+    add("--model", help="any timm model (default: the recipe's, or resnet18)")
+    add("--size", type=_positive, help="side of the crops, pixels (default: the recipe's, or 224)")
+    add("--batch-size", type=_positive, help="images per step (default: the recipe's, or 64)")
+    add("--backend", choices=("auto", "dali", "torch"), help="measure this backend only (default: both)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: a CUDA GPU where there is one",
+    )
+    add("--threads", type=_positive, help="decoding threads of every contestant (default: one per core)")
+    add("--stages", default=",".join(OWN), help=f"comma-separated, out of {', '.join(OWN)} (default: all)")
+    add("--peers", action="store_true", help=f"also measure {' and '.join(PEERS)}")
+    add("--repeats", type=_positive, default=5, help="interleaved repeats (default: 5)")
+    add("--seconds", type=float, default=3.0, help="per stage and repeat (default: 3)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("bench-throughput"),
+        help="folder for throughput.json and throughput.png",
+    )
+    add("--json", action="store_true", help="print the record instead of the table")
+    return parser
+
+
+def _throughput(options: argparse.Namespace) -> int:
+    require_matplotlib()
+    device = _device(options.device)
+    record = throughput(_plan(options), device, lambda text: print(text, file=sys.stderr))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "throughput.json").write_text(json.dumps(record, indent=1) + "\n")
+    picture(record, options.out / "throughput.png")
+    print(json.dumps(record) if options.json else table(record))
+    print(f"record and picture: {options.out}", file=sys.stderr)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    stages = tuple(name.strip() for name in options.stages.split(",") if name.strip())
+    if unknown := [name for name in stages if name not in OWN]:
+        raise FeedlineError(f"--stages has {unknown[0]!r}; choose out of {', '.join(OWN)}")
+    if options.seconds <= 0:
+        raise FeedlineError(f"--seconds is {options.seconds}; it must be positive")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Plan(
+        config=_config(options),
+        stages=stages + (PEERS if options.peers else ()),
+        repeats=options.repeats,
+        seconds=options.seconds,
+        threads=options.threads or cores,
+    )
+
+
+def _config(options: argparse.Namespace) -> Config:
+    """Take the recipe's configuration with the flags' values."""
+    config = recipe(options.recipe) if options.recipe else Config()
+    chosen = {
+        "train_split": options.split,
+        "size": options.size,
+        "batch_size": options.batch_size or (None if options.recipe else 64),
+        "loader_backend": options.backend,
+    }
+    images = dataclasses.replace(config.input, **{k: v for k, v in chosen.items() if v is not None})
+    arch = options.model or (config.model.arch if options.recipe else "resnet18")
+    model = dataclasses.replace(config.model, arch=arch)
+    return dataclasses.replace(config, data=options.data, input=images, model=model)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise FeedlineError("--device is cuda, but this machine has no usable CUDA GPU; use cpu or auto")
+    gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

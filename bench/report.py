@@ -1,0 +1,142 @@
+"""A throughput record as a table, a sentence and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from shard.errors import FeedlineError
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the record as text: one line per stage, then the ratios."""
+    head = ("", "images/s", "min – max", "MB/s", "CPU s / 1,000", "of decode")
+    decode = next((s for s in record["stages"] if s["name"] == "decode"), None)
+    rows = [head]
+    for stage in record["stages"]:
+        rates = stage["images_per_s"]
+        megabytes = median(stage["mb_per_s"])
+        share = median(r / d for r, d in zip(rates, decode["images_per_s"], strict=True)) if decode else None
+        rows.append(
+            (
+                stage["title"],
+                f"{median(rates):,.0f}",
+                f"{min(rates):,.0f} – {max(rates):,.0f}",
+                f"{megabytes:,.0f}" if megabytes else "",
+                f"{median(stage['cpu_s_per_1000']):.2f}",
+                f"{share:.2f}" if share is not None and stage["name"] != "read" else "",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    lines += ["", *(f"{name}: {value:.3f}" for name, value in record["ratios"].items())]
+    if record["gpu"]:
+        gpu = record["gpu"]
+        lines.append(
+            f"GPU while training on real data: {gpu['utilisation_percent']} % busy, {gpu['power_w']} W, "
+            f"{gpu['memory_used_gib']} GiB in use; peak allocated {record['peak_gpu_memory_gib']} GiB"
+        )
+    return "\n".join([*lines, "", verdict(record)])
+
+
+def verdict(record: dict[str, Any]) -> str:
+    """Say in one sentence which stage limits, with the figures that show it."""
+    rates = {stage["name"]: median(stage["images_per_s"]) for stage in record["stages"]}
+    load, step, real = rates.get(record["default_loader"] or ""), rates.get("synthetic"), rates.get("real")
+    if load is None or step is None:
+        return "Which stage limits is not known: measure at least loader and synthetic."
+    shared = record["settings"]["device"] == "cpu"
+    cause = _loader_cause(rates, load)
+    if load < step:
+        sentence = f"The loader limits: it gives {load:,.0f} images/s, the training step could take {step:,.0f}{cause}"
+    elif real is not None and not shared and real < 0.95 * step:
+        sentence = (
+            f"The hand-over limits: loader ({load:,.0f} images/s) and training step ({step:,.0f}) are both faster "
+            f"alone than together ({real:,.0f})"
+        )
+    else:
+        sentence = (
+            f"The training step limits: it takes {step:,.0f} images/s, the loader could give {load:,.0f}"
+        )
+    if shared and real is not None:
+        best = load / (load + step)
+        sentence += (
+            f"; on a CPU both share the cores, so the feed ratio cannot exceed {best:.2f} and is "
+            f"{record['ratios']['feed ratio (real / synthetic)']:.2f}"
+        )
+    return sentence + "."
+
+
+def _loader_cause(rates: dict[str, float], load: float) -> str:
+    """What limits the loader in its turn."""
+    decode, read = rates.get("decode"), rates.get("read")
+    if read is not None and read < 1.25 * load:
+        return f", and reading limits the loader ({read:,.0f} images/s): use faster storage or smaller images"
+    if decode is not None and load > 0.8 * decode:
+        return f", and decoding limits the loader (ceiling {decode:,.0f}): use more cores or smaller images"
+    return ""
+
+
+def picture(record: dict[str, Any], path: Path) -> None:
+    """Draw the record as horizontal bars with the spread over repeats.
+
+    Raises:
+        FeedlineError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    stages = record["stages"][::-1]
+    rates = [median(stage["images_per_s"]) for stage in stages]
+    figure, axes = plt.subplots(figsize=(10, 1.6 + 0.5 * len(stages)), layout="constrained")
+    # Reading is often a hundred times faster than the rest: on a linear axis it would hide everything else.
+    limit = 1.3 * max([r for r, s in zip(rates, stages, strict=True) if s["name"] != "read"] or rates)
+    colours = [_colour(stage["name"], record["default_loader"]) for stage in stages]
+    axes.barh(range(len(stages)), [min(rate, limit) for rate in rates], color=colours, height=0.62)
+    for y, (stage, rate) in enumerate(zip(stages, rates, strict=True)):
+        low, high = min(stage["images_per_s"]), max(stage["images_per_s"])
+        if rate <= limit:
+            axes.plot([low, high], [y, y], color="#222222", linewidth=1.4, marker="|", markersize=7)
+        beyond = " (off the scale)" if rate > limit else ""
+        x, side = (high, "left") if rate <= limit else (limit, "right")
+        axes.annotate(
+            f"{rate:,.0f}{beyond}", (x, y), (6 if side == "left" else -6, 0), textcoords="offset points",
+            va="center", ha=side, fontsize=10, color="#111111" if side == "left" else "white",
+        )  # fmt: skip
+    axes.set_yticks(range(len(stages)), [stage["title"] for stage in stages])
+    axes.set_xlim(0, limit)
+    axes.set_xlabel("images per second: median, with least and greatest of the repeats")
+    axes.spines[["top", "right"]].set_visible(False)
+    where = record["environment"]["gpu"] or {
+        "name": f"{record['environment']['cpu']}, {record['environment']['cores']} cores"
+    }
+    figure.suptitle(f"{where['name']} · {record['settings']['config']['model']['arch']}", fontsize=12)
+    ratios = "   ".join(f"{name} {value:.2f}" for name, value in record["ratios"].items())
+    axes.set_title(ratios, fontsize=9, color="#444444", wrap=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def require_matplotlib() -> None:
+    """Raise FeedlineError where matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise FeedlineError("the picture needs matplotlib: pip install 'feedline[plot]'") from error
+
+
+def _colour(name: str, default_loader: str | None) -> str:
+    if name == default_loader:
+        return "#1b6ca8"
+    if name.startswith("loader"):
+        return "#7fb2d6"
+    return {"synthetic": "#c9a227", "real": "#2e8b57", "read": "#9a9a9a", "decode": "#9a9a9a"}.get(
+        name, "#c5c5c5"
+    )

@@ -1,0 +1,172 @@
+"""Our own stages, from the disk to the weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import simplejpeg
+import torch
+
+from loader import Batch, Loader
+from loader.order import Ids, epoch_order
+from loader.reader import Encoded, ShardReader
+from shard.dataset import Split
+from train.step import TrainStep
+
+_CHUNK = 64  # images per step of the first two stages
+_LR = 1e-3  # small enough that a long measurement does not diverge
+
+
+class Read:
+    """Bytes of the samples in shuffled order out of the memory maps, copied once; one thread."""
+
+    name, title, lead_in = "read", "read from shards", 0
+
+    def __init__(self, split: Split) -> None:
+        self._reader = ShardReader(split)
+        self._ids = _endless(len(split))
+
+    def step(self) -> tuple[int, int]:
+        """See `Stage.step`."""
+        ids = next(self._ids)
+        self._reader.announce(ids)
+        return len(ids), sum(len(bytes(encoded)) for encoded in self._reader.read(ids))
+
+    def synchronize(self) -> None:
+        """Nothing runs in the background."""
+
+    def close(self) -> None:
+        """See `Stage.close`."""
+        self._reader.close()
+
+
+class Decode:
+    """The decode ceiling: libjpeg-turbo, whole images into reused memory, all cores, nothing else."""
+
+    name, title, lead_in = "decode", "decode ceiling", 1
+
+    def __init__(self, split: Split, threads: int) -> None:
+        self._reader = ShardReader(split)
+        self._ids = _endless(len(split))
+        self._largest = int((split.width.astype(np.int64) * split.height).max()) * 3
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._scratch = threading.local()
+
+    def step(self) -> tuple[int, int]:
+        """See `Stage.step`."""
+        encoded = [image for _ in range(self._threads) for image in self._reader.read(next(self._ids))]
+        parts = np.array_split(np.arange(len(encoded)), self._threads * 4)
+        list(self._pool.map(lambda part: self._decode([encoded[i] for i in part]), parts))
+        return len(encoded), sum(map(len, encoded))
+
+    def _decode(self, encoded: list[Encoded]) -> None:
+        if not hasattr(self._scratch, "memory"):
+            self._scratch.memory = np.empty(self._largest, np.uint8)
+        for image in encoded:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(image, strict=False)
+            buffer = self._scratch.memory[: height * width * 3]
+            simplejpeg.decode_jpeg(image, "RGB", buffer=buffer, strict=False)
+
+    def synchronize(self) -> None:
+        """Every step ends with its work done."""
+
+    def close(self) -> None:
+        """See `Stage.close`."""
+        self._pool.shutdown()
+        self._reader.close()
+
+
+class Load:
+    """The loader: what training gets, without training."""
+
+    lead_in = 6
+
+    def __init__(self, loader: Loader, name: str, title: str) -> None:
+        self.name, self.title = name, title
+        self._loader = loader
+        self._batches = endless_batches(loader)
+
+    def step(self) -> tuple[int, int]:
+        """See `Stage.step`."""
+        return next(self._batches).num_valid, 0
+
+    def synchronize(self) -> None:
+        """Wait for the GPU, where batches are made there."""
+        _synchronize(self._loader.device)
+
+    def close(self) -> None:
+        """See `Stage.close`."""
+        self._loader.close()
+
+
+class Synthetic:
+    """Training steps on one batch that is already on the device: the most that training could reach."""
+
+    name, title, lead_in = "synthetic", "training, synthetic data", 1
+
+    def __init__(self, train_step: TrainStep, batch: Batch) -> None:
+        self._train_step, self._batch = train_step, batch
+
+    def step(self) -> tuple[int, int]:
+        """See `Stage.step`."""
+        return _train(self._train_step, self._batch), 0
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        _synchronize(self._train_step.world.device)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class Real:
+    """Training steps fed by the loader."""
+
+    name, title, lead_in = "real", "training, real data", 1
+
+    def __init__(self, train_step: TrainStep, loader: Loader) -> None:
+        self._train_step, self._loader = train_step, loader
+        self._batches = endless_batches(loader)
+
+    def step(self) -> tuple[int, int]:
+        """See `Stage.step`."""
+        return _train(self._train_step, next(self._batches)), 0
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        _synchronize(self._train_step.world.device)
+
+    def close(self) -> None:
+        """See `Stage.close`."""
+        self._loader.close()
+
+
+def endless_batches(loader: Loader) -> Iterator[Batch]:
+    """Batches of one epoch after another."""
+    while True:
+        yield from loader
+
+
+def _train(train_step: TrainStep, batch: Batch) -> int:
+    train_step.forward_backward(batch.images, batch.labels)
+    train_step.update(_LR)
+    return batch.num_valid
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _endless(num_samples: int) -> Iterator[Ids]:
+    """Ids in shuffled order, a chunk at a time, epoch after epoch."""
+    epoch = 0
+    while True:
+        order = epoch_order(num_samples, 0, epoch, shuffle=True)
+        for first in range(0, num_samples, _CHUNK):
+            yield order[first : first + _CHUNK]
+        epoch += 1

@@ -1,0 +1,205 @@
+"""`python -m bench throughput`: make the stages, measure them interleaved, and make a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.environment import environment
+from bench.gpu import GpuSampler
+from bench.measure import Series, Stage, measure, ratio
+from bench.stages import Decode, Load, Read, Real, Synthetic
+from loader import Loader, RandomResizedCrop
+from shard.dataset import Dataset
+from shard.errors import FeedlineError
+from train.config import Config, to_dict
+from train.distributed import World
+from train.engine import make_step
+
+OWN = ("read", "decode", "loader", "synthetic", "real")
+PEERS = ("dali_plain", "torchvision")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        config: a training configuration; gives data, transform, batch size, model and precision.
+        stages: names out of `OWN` and `PEERS`.
+        repeats: of the whole, interleaved.
+        seconds: per stage and repeat.
+        threads: CPU threads or worker processes for decoding, of everyone.
+    """
+
+    config: Config
+    stages: tuple[str, ...]
+    repeats: int
+    seconds: float
+    threads: int
+
+
+def throughput(plan: Plan, device: torch.device, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure, and return the record: figures per stage, ratios, environment; JSON-able.
+
+    Raises:
+        FeedlineError: a stage cannot be made, such as a peer that is not installed.
+    """
+    config = plan.config
+    if config.data is None:
+        raise FeedlineError("data is missing; give --data DATASET")
+    dataset = Dataset.open(config.data)
+    with ExitStack() as stack:
+        stages = _Maker(plan, dataset, device).make()
+        for stage in stages:
+            stack.callback(stage.close)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with GpuSampler(device) as sampler:
+            series = measure(stages, plan.repeats, plan.seconds, say)
+        # Utilisation means something for one stage only: look again while real training runs alone.
+        gpu = _gpu_while_training(stages, device, plan.seconds)
+    found = {one.name: one for one in series}
+    default = next((s.name for s in stages if isinstance(s, Load)), None)
+    return {
+        "benchmark": "throughput",
+        "environment": environment(device),
+        "settings": {
+            "dataset": str(dataset.root),
+            "samples": len(dataset.split(config.input.train_split)),
+            "device": str(device),
+            "repeats": plan.repeats,
+            "seconds": plan.seconds,
+            "threads": plan.threads,
+            "page_cache": "hot",
+            "config": to_dict(config),
+        },
+        "default_loader": default,
+        "stages": [_figures(one) for one in series],
+        "ratios": _ratios(found, default),
+        "gpu": gpu,
+        "gpu_all_stages": sampler.summary(),
+        "peak_gpu_memory_gib": _peak_gib(device),
+    }
+
+
+class _Maker:
+    """Makes stages by name."""
+
+    def __init__(self, plan: Plan, dataset: Dataset, device: torch.device) -> None:
+        self.plan, self.dataset, self.device = plan, dataset, device
+        self.input = plan.config.input
+        self.split = dataset.split(self.input.train_split)
+
+    def make(self) -> list[Stage]:
+        """Make all stages of the plan; the default loader comes before the other backend's."""
+        made: list[Stage] = []
+        for name in self.plan.stages:
+            if name == "read":
+                made.append(Read(self.split))
+            elif name == "decode":
+                made.append(Decode(self.split, self.plan.threads))
+            elif name == "loader":
+                made += self._loaders()
+            elif name in PEERS:
+                made.append(self._peer(name))
+        if {"synthetic", "real"} & set(self.plan.stages):
+            made += self._training()
+        return made
+
+    def _loader(self, backend: str) -> Loader:
+        return Loader(
+            self.dataset,
+            self.input.train_split,
+            self.input.train_transform(),
+            batch_size=self.input.batch_size,
+            shuffle=True,
+            drop_last=True,
+            device=self.device,
+            backend=backend,
+            threads=self.plan.threads,
+        )
+
+    def _loaders(self) -> list[Stage]:
+        first = self._loader(self.input.loader_backend)
+        stages: list[Stage] = [Load(first, f"loader_{first.backend}", f"loader ({first.backend})")]
+        if self.input.loader_backend == "auto":
+            other = "torch" if first.backend == "dali" else "dali"
+            stages.append(Load(self._loader(other), f"loader_{other}", f"loader ({other} backend)"))
+        return stages
+
+    def _training(self) -> list[Stage]:
+        # One step for both, so that the same kernels, weights and caches serve them.
+        step = make_step(self.plan.config, len(self.dataset.classes), World(device=self.device))
+        step.net.train()
+        stages: list[Stage] = []
+        if "synthetic" in self.plan.stages:
+            with self._loader(self.input.loader_backend) as loader:
+                stages.append(Synthetic(step, next(iter(loader))))
+        if "real" in self.plan.stages:
+            stages.append(Real(step, self._loader(self.input.loader_backend)))
+        return stages
+
+    def _peer(self, name: str) -> Stage:
+        crop = self.input.train_transform()
+        if not isinstance(crop, RandomResizedCrop):
+            raise FeedlineError(
+                f"the peers do a random resized crop, this configuration has crop {self.input.crop!r}: leave "
+                "--peers out, or use a recipe with --crop random-resized"
+            )
+        arguments = (self.split, crop, self.input.batch_size, self.device, self.plan.threads)
+        if name == "dali_plain":
+            from bench.peers.dali_plain import DaliPlain
+
+            return DaliPlain(*arguments)
+        from bench.peers.torchvision_folder import TorchvisionFolder
+
+        return TorchvisionFolder(*arguments)
+
+
+def _figures(one: Series) -> dict[str, Any]:
+    def rounded(values: list[float], digits: int) -> list[float]:
+        return [round(value, digits) for value in values]
+
+    return {
+        "name": one.name,
+        "title": one.title,
+        "images_per_s": rounded(one.images_per_s, 1),
+        "mb_per_s": rounded(one.mb_per_s, 1),
+        "cpu_s_per_1000": rounded(one.cpu_s, 3),
+        "step_ms": rounded(one.step_ms, 2),
+    }
+
+
+def _ratios(found: dict[str, Series], default: str | None) -> dict[str, float]:
+    pairs: dict[str, tuple[str | None, str]] = {
+        "loader / decode ceiling": (default, "decode"),
+        "loader / plain DALI": (default, "dali_plain"),
+        "loader / torchvision": (default, "torchvision"),
+        "loader / training on synthetic": (default, "synthetic"),
+        "feed ratio (real / synthetic)": ("real", "synthetic"),
+    }
+    return {
+        name: round(ratio(found[above], found[below]), 3)
+        for name, (above, below) in pairs.items()
+        if above in found and below in found
+    }
+
+
+def _gpu_while_training(stages: list[Stage], device: torch.device, seconds: float) -> dict[str, Any] | None:
+    real = [stage for stage in stages if isinstance(stage, Real)]
+    if device.type != "cuda" or not real:
+        return None
+    with GpuSampler(device) as sampler:
+        measure(real, 1, max(seconds, 3.0))
+    return sampler.summary()
+
+
+def _peak_gib(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
