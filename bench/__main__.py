@@ -1,4 +1,4 @@
-"""Command line: python -m bench throughput."""
+"""Command line: python -m bench throughput | parity."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pathlib import Path
 
 import torch
 
+from bench.parity import parity
+from bench.parity import table as parity_table
 from bench.report import picture, require_matplotlib, table
 from bench.throughput import OWN, PEERS, Plan, throughput
+from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.config import Config
 from train.recipes import RECIPES, recipe
@@ -22,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        return _throughput(options)
+        return int(options.run(options))
     except FeedlineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -66,7 +69,34 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for throughput.json and throughput.png",
     )
     add("--json", action="store_true", help="print the record instead of the table")
+    command.set_defaults(run=_throughput)
+
+    command = commands.add_parser(
+        "parity",
+        help="difference of our pixels from Pillow's and torchvision's",
+        description="Compare every image of a split, as the loader gives it, with Pillow and torchvision: train and "
+        "evaluation transform, both backends; differences in grey levels.",
+    )
+    add = command.add_argument
+    add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add("--split", default="train", help="split to compare (default: train)")
+    add("--size", type=_positive, default=224, help="side of the crops, pixels (default: 224)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: a CUDA GPU where there is one",
+    )
+    add("--json", action="store_true", help="print the figures as JSON")
+    command.set_defaults(run=_parity)
     return parser
+
+
+def _parity(options: argparse.Namespace) -> int:
+    dataset, device = Dataset.open(options.data), _device(options.device)
+    rows = parity(dataset, options.split, options.size, device, ["torch", "dali"])
+    print(json.dumps(rows) if options.json else parity_table(rows))
+    return 0
 
 
 def _throughput(options: argparse.Namespace) -> int:

@@ -63,10 +63,9 @@ def verdict(record: dict[str, Any]) -> str:
             f"The training step limits: it takes {step:,.0f} images/s, the loader could give {load:,.0f}"
         )
     if shared and real is not None:
-        best = load / (load + step)
         sentence += (
-            f"; on a CPU both share the cores, so the feed ratio cannot exceed {best:.2f} and is "
-            f"{record['ratios']['feed ratio (real / synthetic)']:.2f}"
+            f"; on a CPU both share the cores, so a feed ratio of about {load / (load + step):.2f} is the best to "
+            f"expect, and {record['ratios']['feed ratio (real / synthetic)']:.2f} was measured"
         )
     return sentence + "."
 
@@ -118,8 +117,9 @@ def picture(record: dict[str, Any], path: Path) -> None:
         "name": f"{record['environment']['cpu']}, {record['environment']['cores']} cores"
     }
     figure.suptitle(f"{where['name']} · {record['settings']['config']['model']['arch']}", fontsize=12)
-    ratios = "   ".join(f"{name} {value:.2f}" for name, value in record["ratios"].items())
-    axes.set_title(ratios, fontsize=9, color="#444444", wrap=True)
+    ratios = [f"{name} {value:.2f}" for name, value in record["ratios"].items()]
+    lines = ["   ·   ".join(ratios[:3]), "   ·   ".join(ratios[3:])]
+    axes.set_title("\n".join(line for line in lines if line), fontsize=9, color="#444444", loc="left")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

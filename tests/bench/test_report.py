@@ -1,0 +1,99 @@
+"""Table, sentence and picture, from constructed figures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.report import picture, table, verdict
+
+
+def record(device: str = "cuda:0", **rates: float) -> dict[str, Any]:
+    """A record with these images/s per stage."""
+    stages = [
+        {
+            "name": name,
+            "title": f"title of {name}",
+            "images_per_s": [rate * 0.9, rate, rate * 1.05],
+            "mb_per_s": [rate / 10] * 3 if name in ("read", "decode") else [0.0] * 3,
+            "cpu_s_per_1000": [1.5, 1.0, 2.0],
+            "step_ms": [1.0] * 3,
+        }
+        for name, rate in rates.items()
+    ]
+    return {
+        "stages": stages,
+        "ratios": {
+            "feed ratio (real / synthetic)": round(rates.get("real", 0) / rates.get("synthetic", 1), 3)
+        },
+        "default_loader": "loader_dali" if "loader_dali" in rates else None,
+        "settings": {"device": device, "config": {"model": {"arch": "resnet50"}}},
+        "environment": {"gpu": None, "cpu": "some CPU", "cores": 2},
+        "gpu": None,
+        "peak_gpu_memory_gib": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        (
+            {"read": 9e4, "decode": 3000, "loader_dali": 2800, "synthetic": 4000, "real": 2700},
+            "decoding limits the loader",
+        ),
+        (
+            {"read": 3100, "decode": 9000, "loader_dali": 2900, "synthetic": 4000, "real": 2700},
+            "reading limits the loader",
+        ),
+        (
+            {"read": 9e4, "decode": 9000, "loader_dali": 2900, "synthetic": 4000, "real": 2700},
+            "The loader limits",
+        ),
+        (
+            {"read": 9e4, "decode": 9000, "loader_dali": 8000, "synthetic": 2500, "real": 2490},
+            "The training step limits",
+        ),
+        (
+            {"read": 9e4, "decode": 9000, "loader_dali": 8000, "synthetic": 2500, "real": 1500},
+            "The hand-over limits",
+        ),
+        ({"read": 9e4}, "not known"),
+    ],
+)
+def test_the_limiting_stage_is_named(rates: dict[str, float], expected: str) -> None:
+    assert expected in verdict(record(**rates))
+
+
+def test_on_a_cpu_the_shared_cores_are_accounted_for() -> None:
+    text = verdict(record("cpu", loader_dali=1000, synthetic=250, real=190))
+    assert "The training step limits: it takes 250 images/s, the loader could give 1,000" in text
+    assert "a feed ratio of about 0.80 is the best to expect, and 0.76 was measured" in text
+
+
+def test_the_table_has_medians_spread_and_shares() -> None:
+    lines = table(record(read=90000, decode=2000, loader_dali=1500)).splitlines()
+    assert lines[0].split() == [
+        "images/s",
+        "min",
+        "–",
+        "max",
+        "MB/s",
+        "CPU",
+        "s",
+        "/",
+        "1,000",
+        "of",
+        "decode",
+    ]
+    assert lines[2].split()[3:] == ["2,000", "1,800", "–", "2,100", "200", "1.50", "1.00"]
+    assert lines[3].split()[3:] == ["1,500", "1,350", "–", "1,575", "1.50", "0.75"]
+    assert len({len(line) for line in lines[:4]}) == 1
+
+
+def test_the_picture_shows_one_bar_per_stage(tmp_path: Path) -> None:
+    picture(record(read=90000, decode=2000, loader_dali=1500, synthetic=400, real=390), tmp_path / "p.png")
+    pixels = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
+    for colour in ((0x1B, 0x6C, 0xA8), (0xC9, 0xA2, 0x27), (0x2E, 0x8B, 0x57)):
+        assert (np.abs(pixels.astype(int) - colour).max(axis=2) < 4).sum() > 500
