@@ -13,6 +13,8 @@ import torch
 from timm.models import register_model
 from torch import nn
 
+_LOGIT_SCALE = 0.125  # as in ResNet-9: pooled maxima are large, and unscaled logits diverge in the first steps
+
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
@@ -72,7 +74,7 @@ class CifarResNet(nn.Module):
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Logits [B, classes], or pooled features [B, C] with `pre_logits`, of a feature map."""
         pooled = x.amax(dim=(2, 3))
-        logits: torch.Tensor = pooled if pre_logits else self.head(pooled)
+        logits: torch.Tensor = pooled if pre_logits else self.head(pooled) * _LOGIT_SCALE
         return logits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ def cifar10_cpu() -> Config:
             batch_size=256, crop="pad", size=32, pad=4, eval_size=32, eval_resize=32, eval_split="test"
         ),
         model=ModelConfig(arch="cifar_resnet9", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
-        optim=OptimConfig(optimizer="sgd", lr=0.25, momentum=0.9, weight_decay=5e-4),
+        optim=OptimConfig(optimizer="sgd", lr=0.3, momentum=0.9, weight_decay=5e-4),
         schedule=ScheduleConfig(epochs=9, warmup_epochs=2, decay="linear"),
         step=StepConfig(label_smoothing=0.1, precision="bf16"),
         log_every=20,
