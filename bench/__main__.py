@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from bench.parity import parity
 from bench.parity import table as parity_table
 from bench.report import picture, require_matplotlib, table
 from bench.throughput import OWN, PEERS, Plan, throughput
+from loader.resolve import usable_cores
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.config import Config
@@ -117,13 +117,12 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise FeedlineError(f"--stages has {unknown[0]!r}; choose out of {', '.join(OWN)}")
     if options.seconds <= 0:
         raise FeedlineError(f"--seconds is {options.seconds}; it must be positive")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Plan(
         config=_config(options),
         stages=stages + (PEERS if options.peers else ()),
         repeats=options.repeats,
         seconds=options.seconds,
-        threads=options.threads or cores,
+        threads=options.threads or usable_cores(),
     )
 
 

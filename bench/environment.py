@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from loader.resolve import usable_cores
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -34,7 +36,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": gpu,
         "python": platform.python_version(),

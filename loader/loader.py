@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -17,10 +16,9 @@ from loader.augment import Transform
 from loader.backend import Backend, Pending, UndecodableError
 from loader.order import Ids, epoch_order, num_steps, rank_ids
 from loader.reader import ShardReader
+from loader.resolve import resolve_backend, resolve_device, usable_cores
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
-
-BACKENDS = ("auto", "dali", "torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +104,14 @@ class Loader:
         self.wait_s = 0.0
         self._shuffle, self._drop_last, self._seed = shuffle, drop_last, seed
         self._prefetch = prefetch
-        self.device = _resolve_device(device)
+        self.device = resolve_device(device)
         if len(self) == 0:
             raise FeedlineError(
                 f"split {split!r} has {self.num_samples} samples, fewer than one global batch of "
                 f"{batch_size * world_size}; use a smaller batch size or drop_last=False"
             )
-        self.backend = _resolve_backend(backend, self.device)
-        self._threads = _usable_cores() if threads is None else threads
+        self.backend = resolve_backend(backend, self.device)
+        self._threads = usable_cores() if threads is None else threads
         if self._threads < 1:
             raise FeedlineError(f"threads is {threads}; it must be at least 1")
         self._reader = ShardReader(self.split)
@@ -287,35 +285,3 @@ class Loader:
     ) -> None:
         """Close."""
         self.close()
-
-
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _resolve_device(device: str | torch.device) -> torch.device:
-    resolved = torch.device(device)
-    if str(resolved) == "cuda":
-        resolved = torch.device("cuda", torch.cuda.current_device())
-    if resolved.type not in ("cpu", "cuda"):
-        raise FeedlineError(
-            f"device is {str(device)!r}; the loader feeds 'cpu' or 'cuda' (copy batches from the CPU)"
-        )
-    return resolved
-
-
-def _resolve_backend(backend: str, device: torch.device) -> str:
-    if backend not in BACKENDS:
-        raise FeedlineError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
-    if backend == "torch" or (backend == "auto" and device.type == "cpu"):
-        return "torch"  # on a CPU it measures faster: see docs/benchmarks.md
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError as error:
-        if backend == "dali":
-            raise FeedlineError(
-                "backend 'dali' needs nvidia-dali-cuda120 (Linux x86-64); use 'torch'"
-            ) from error
-        return "torch"
-    return "dali"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loader import Batch, Loader, PadCrop, RandomResizedCrop, ResizeCenterCrop
+from loader.resolve import resolve_backend
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 
@@ -272,3 +273,12 @@ def test_gpu_batches_equal_cpu_ones_within_the_decoders_difference(dataset: Data
             assert torch.equal(mine.ids, expected.ids)
             assert torch.equal(mine.labels.cpu(), expected.labels)
             assert (mine.images.cpu().float() - expected.images.float()).abs().mean() < 3
+
+
+def test_auto_without_dali_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match="nvidia-dali-cuda120 is not installed"):
+        assert resolve_backend("auto", torch.device("cuda", 0)) == "torch"
+    assert resolve_backend("auto", torch.device("cpu")) == "torch"
+    with pytest.raises(FeedlineError, match="backend 'dali' needs the package"):
+        resolve_backend("dali", torch.device("cpu"))

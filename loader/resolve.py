@@ -1,0 +1,58 @@
+"""What "auto" and None mean on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+
+import torch
+
+from shard.errors import FeedlineError
+
+BACKENDS = ("auto", "dali", "torch")
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Give a device with its index.
+
+    Raises:
+        FeedlineError: neither CPU nor CUDA.
+    """
+    resolved = torch.device(device)
+    if str(resolved) == "cuda":
+        resolved = torch.device("cuda", torch.cuda.current_device())
+    if resolved.type not in ("cpu", "cuda"):
+        raise FeedlineError(
+            f"device is {str(device)!r}; the loader feeds 'cpu' or 'cuda' (copy batches from the CPU)"
+        )
+    return resolved
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """Give "dali" or "torch" for a backend's name.
+
+    Raises:
+        FeedlineError: unknown, or not installed.
+    """
+    if backend not in BACKENDS:
+        raise FeedlineError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if backend == "torch" or (backend == "auto" and device.type == "cpu"):
+        return "torch"  # on a CPU it measures faster: see docs/benchmarks.md
+    if importlib.util.find_spec("nvidia.dali") is not None:
+        return "dali"
+    if backend == "dali":
+        raise FeedlineError(
+            "backend 'dali' needs the package nvidia-dali-cuda120 (Linux x86-64); use 'torch'"
+        )
+    warnings.warn(
+        "nvidia-dali-cuda120 is not installed: images are decoded on the CPU, which may not keep up with a GPU",
+        stacklevel=3,
+    )
+    return "torch"
