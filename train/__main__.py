@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from train.engine import Trainer
 from train.run_folder import RunFolder, load_checked
 from train.stop import Stopped
 from train.telemetry import NonFiniteError, clock
+
+# What gloo and NCCL say when a peer has gone.
+PEER_LOST = ("by peer", "Broken pipe", "imed out", "remote process", "Connection refused")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,16 +34,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             connected = world.size > 1
             return run(options, world)
     except UsageError as error:
-        return _fail(str(error), 2, alone=True)
+        return _fail(str(error), 2, alike=True)
     except NonFiniteError as error:
-        return _fail(str(error), 1, alone=True)
+        return _fail(str(error), 1, alike=True)
     except FeedlineError as error:
         # Before the ranks are connected all make the same mistake; after that it may be one's own.
-        return _fail(str(error), 1, alone=not connected)
+        return _fail(str(error), 1, alike=not connected)
+    except RuntimeError as error:
+        if not connected or not any(sign in str(error) for sign in PEER_LOST):
+            raise
+        reason = str(error).splitlines()[0]
+        return _fail(f"lost another rank, which should say why ({reason})", 1, alike=False)
     except Stopped as stopped:
         return 128 + stopped.signal
     except KeyboardInterrupt:
-        return _fail("interrupted before training began", 130, alone=True)
+        return _fail("interrupted before training began", 130, alike=True)
 
 
 def run(options: Options, world: World) -> int:
@@ -89,11 +98,13 @@ def show(summary: dict[str, Any], folder: RunFolder) -> None:
     )
 
 
-def _fail(message: str, status: int, *, alone: bool) -> int:
-    """Print the error; where all ranks have the same, only the first of each machine does."""
-    if not alone or os.environ.get("LOCAL_RANK", "0") == "0":
-        where = f"[rank {env_rank()}] " if not alone else ""
-        print(f"{where}error: {message}", file=sys.stderr)
+def _fail(message: str, status: int, *, alike: bool) -> int:
+    """Print the error and return `status`; where ranks have it `alike`, the first of each machine prints."""
+    if alike and os.environ.get("LOCAL_RANK", "0") != "0":
+        # torchrun ends the others as soon as one process leaves. Let the one that prints be the first.
+        time.sleep(10)
+        return status
+    print(f"{'' if alike else f'[rank {env_rank()}] '}error: {message}", file=sys.stderr)
     return status
 
 

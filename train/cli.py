@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -141,7 +140,9 @@ def _tyro(argv: Sequence[str], default: Options) -> Options:
     except SystemExit as error:
         if not error.code:
             raise
-        # tyro draws a box: a title, the message, a rule, a pointer to --help.
-        lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
-        message = " ".join(lines).split("───")[0].strip()
-        raise UsageError(re.sub(r"\s+", " ", message) or said.getvalue().strip()) from error
+        # tyro draws a box around a title, the message, and a pointer to --help.
+        lines = [line.strip("│╭╮╰╯─- ") for line in said.getvalue().splitlines()]
+        message = " ".join([line for line in lines if line][1:])
+        for end in ("Argument helptext", "For full helptext"):
+            message = message.split(end)[0].strip()
+        raise UsageError(message or said.getvalue().strip()) from error

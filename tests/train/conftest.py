@@ -1,0 +1,82 @@
+"""A small dataset of coloured tiles, and ways to run the training program on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shard.__main__ import main as shard_main
+
+CLASSES = 6
+TRAIN, VAL = 20, 7  # images per class; 42 in val: no whole number of batches
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dataset of 24 × 24 tiles: 120 for training and 42 for evaluation, in 6 colours with noise."""
+    root = tmp_path_factory.mktemp("tiles")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", TRAIN), ("val", VAL)):
+        for label in range(CLASSES):
+            folder = root / "images" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            colour = np.array([label & 1, label >> 1 & 1, label >> 2 & 1]) * 60 + 90
+            for i in range(count):
+                tile = np.clip(colour + rng.normal(0, 40, (24, 24, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(tile).save(folder / f"{i}.jpg", quality=95)
+    assert shard_main(["build", str(root / "images"), str(root / "dataset"), "--workers", "1"]) == 0
+    return root / "dataset"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: the models are so small that waking a second one takes longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def flags(dataset_dir: Path) -> list[str]:
+    """Flags of a training that takes a second: 15 steps an epoch, 3 epochs."""
+    text = (
+        f"--data {dataset_dir} --recipe digits --device cpu --arch test_efficientnet --batch-size 8 --size 24 "
+        "--pad 2 --eval-size 24 --eval-resize 24 --epochs 3 --warmup-epochs 1 --lr 0.02 --log-every 4 "
+        "--loader-threads 1"
+    )
+    return text.split()
+
+
+@pytest.fixture(scope="session")
+def start_ranks() -> Callable[[list[str], int], list[subprocess.Popen[bytes]]]:
+    """Start the ranks of `python -m train` as torchrun does, but as our own children: they can be killed."""
+
+    def start(flags: list[str], size: int) -> list[subprocess.Popen[bytes]]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared = {
+            "WORLD_SIZE": size,
+            "LOCAL_WORLD_SIZE": size,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", "train", *flags],
+                env={**os.environ, **{k: str(v) for k, v in {**shared, "RANK": r, "LOCAL_RANK": r}.items()}},
+            )
+            for r in range(size)
+        ]
+
+    return start

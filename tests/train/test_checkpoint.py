@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shard.errors import FeedlineError
+from train import checkpoint
+
+
+def test_round_trip_without_running_code(tmp_path: Path) -> None:
+    content = {"model": {"w": torch.arange(3)}, "step": 7, "losses": [0.5], "config": {"lr": 0.1, "x": None}}
+    checkpoint.save(tmp_path / "last.pt", content)
+    loaded = checkpoint.load(tmp_path / "last.pt")
+    assert torch.equal(loaded["model"]["w"], torch.arange(3))
+    assert {k: loaded[k] for k in ("step", "losses", "config")} == {
+        k: content[k] for k in ("step", "losses", "config")
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("failure", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_failure_while_writing_keeps_the_old_one(
+    failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"step": 1})
+
+    def half(content: Any, file: Any) -> None:
+        file.write(b"half a checkpoint")
+        raise failure
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(FeedlineError if isinstance(failure, OSError) else KeyboardInterrupt):
+        checkpoint.save(path, {"step": 2})
+    assert checkpoint.load(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_damaged_missing_and_foreign_files_are_errors(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    with pytest.raises(FeedlineError, match="there is no checkpoint"):
+        checkpoint.load(path)
+    checkpoint.save(path, {"step": 1})
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(FeedlineError, match=r"last\.pt cannot be read"):
+        checkpoint.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(FeedlineError, match=r"last\.pt cannot be read"):
+        checkpoint.load(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(FeedlineError, match="not a feedline checkpoint"):
+        checkpoint.load(path)

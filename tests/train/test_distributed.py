@@ -1,0 +1,125 @@
+"""Two ranks: the same program, killed, resumed, and continued by one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loader.order import epoch_order
+from shard.dataset import Dataset
+from shard.errors import FeedlineError
+from train import checkpoint
+from train.__main__ import main
+from train.config import load
+from train.distributed import World, connect
+from train.engine import Trainer
+from train.run_folder import RunFolder
+from train.telemetry import LossWindow, StepRecord
+
+Start = Callable[[list[str], int], list["subprocess.Popen[bytes]"]]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    times = ("images_per_s", "data_wait_share")
+    return [{k: v for k, v in line.items() if k not in times} for line in lines]
+
+
+def kill_after(run: Path, step: int, ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Kill -9 all ranks as soon as the metrics have come to `step`."""
+    path, reached = run / "metrics.jsonl", 0
+    deadline = time.monotonic() + 120
+    while reached < step:
+        assert time.monotonic() < deadline
+        assert all(r.poll() is None for r in ranks), "ended before it could be killed"
+        if path.exists() and path.read_text().endswith("\n"):
+            reached = metrics(run)[-1]["step"]
+        time.sleep(0.002)
+    for rank in ranks:
+        rank.kill()
+    assert [r.wait() for r in ranks] == [-signal.SIGKILL] * len(ranks)
+
+
+def test_two_ranks_killed_and_resumed(
+    flags: list[str], tmp_path: Path, start_ranks: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*flags, "--checkpoint-every", "4", "--epochs", "20"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, "-m", "train", *flags, "--run-dir", str(whole)], check=True)
+    kill_after(killed, 24, start_ranks([*flags, "--run-dir", str(killed)], 2))
+    at_kill = checkpoint.load(killed / "checkpoints" / "last.pt")
+    (tmp_path / "at_kill.pt").write_bytes((killed / "checkpoints" / "last.pt").read_bytes())
+    assert 20 <= at_kill["step"] < 250, "killed too late to show anything"
+    assert [r.wait() for r in start_ranks([*flags, "--run-dir", str(killed)], 2)] == [0, 0]
+
+    # Bit-identical: weights, optimiser, generators, metrics.
+    a, b = (checkpoint.load(run / "checkpoints" / "last.pt") for run in (whole, killed))
+    assert a["step"] == b["step"] == 300
+    assert a["loader"] == b["loader"]
+    for part in ("model", "optimizer", "rng"):
+        torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
+    assert metrics(whole) == metrics(killed)
+
+    # One rank evaluates the two ranks' model to the same figures.
+    config = replace(load(whole / "config.yaml"), run_dir=tmp_path / "one")
+    assert config.data is not None
+    dataset, folder = Dataset.open(config.data), RunFolder(tmp_path / "one")
+    folder.prepare(fresh=True)
+    with Trainer(config, dataset, World(), folder, a, keep_metrics=False) as trainer:
+        result = trainer.evaluate()
+        assert result is not None
+        assert (result.top1, result.samples) == (a["last_eval"]["top1"], 42)
+        assert result.loss == pytest.approx(a["last_eval"]["loss"], rel=1e-4)
+
+    # One rank goes on from what the two had left, with exactly the remaining samples.
+    seen: list[int] = []
+    add = LossWindow.add
+
+    def spy(self: LossWindow, loss: torch.Tensor, record: StepRecord) -> None:
+        seen.extend(torch.cat(record.ids).tolist())
+        add(self, loss, record)
+
+    monkeypatch.setattr(LossWindow, "add", spy)
+    resume = ["--resume", str(tmp_path / "at_kill.pt"), "--run-dir", str(tmp_path / "fewer")]
+    assert main([*flags, *resume]) == 0
+    start = at_kill["loader"]
+    order = [i for e in range(start["epoch"], 20) for i in epoch_order(120, 0, e, shuffle=True).tolist()]
+    assert seen == order[start["samples_consumed"] :]
+
+
+def test_ranks_stop_together_on_sigterm(flags: list[str], tmp_path: Path, start_ranks: Start) -> None:
+    ranks = start_ranks([*flags, "--epochs", "200", "--run-dir", str(tmp_path)], 2)
+    path, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 120
+    while not (path.exists() and path.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ranks[1].terminate()  # one is enough
+    assert [r.wait() for r in ranks] == [143, 143]
+    saved = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
+    assert saved["step"] % 10 == 0 or saved["step"] % 15 == 0  # agreed on at a tenth step, or in evaluation
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_cuda_without_a_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(FeedlineError, match="no usable CUDA GPU"), connect("cuda"):
+        pass
+
+
+def test_more_ranks_than_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(FeedlineError, match="process 3 of a machine with 2 GPU"), connect("cuda"):
+        pass
