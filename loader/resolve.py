@@ -45,7 +45,7 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         raise FeedlineError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
     if backend == "torch" or (backend == "auto" and device.type == "cpu"):
         return "torch"  # on a CPU it measures faster: see docs/benchmarks.md
-    if importlib.util.find_spec("nvidia.dali") is not None:
+    if _dali_is_installed():
         return "dali"
     if backend == "dali":
         raise FeedlineError(
@@ -56,3 +56,10 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         stacklevel=3,
     )
     return "torch"
+
+
+def _dali_is_installed() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # nothing at all of NVIDIA's
+        return False
