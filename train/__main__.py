@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = str(error).splitlines()[0]
         return _fail(f"lost another rank, which should say why ({reason})", 1, alike=False)
     except Stopped as stopped:
+        if env_rank() == 0:
+            print("checkpoint written; the same command goes on from it", file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         return _fail("interrupted before training began", 130, alike=True)
