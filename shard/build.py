@@ -125,7 +125,12 @@ def _locked(target: Path, staging: Path) -> Iterator[None]:
             raise FeedlineError(
                 f"another build is writing to {target}; wait for it or choose another folder"
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            # A refusal must leave the folder as it was.
+            if staging.exists() and [path.name for path in staging.iterdir()] == ["lock"]:
+                shutil.rmtree(staging)
 
 
 def _remove_earlier(target: Path, staging: Path) -> None:

@@ -93,7 +93,7 @@ def _check_shard(split: Split, number: int, *, decode: bool) -> Iterator[str]:
     except (OSError, tarfile.TarError) as error:
         yield f"{path}: {error}"
         return
-    if path.with_suffix(".idx").read_text() != "\n".join(idx) + "\n":
+    if path.with_suffix(".idx").read_bytes() != ("\n".join(idx) + "\n").encode():
         yield f"{path.with_suffix('.idx')}: does not fit the tar"
 
 

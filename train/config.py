@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from shard.errors import FeedlineError
 from train.inputs import InputConfig

@@ -13,7 +13,9 @@ import torch
 from timm.models import register_model
 from torch import nn
 
-_LOGIT_SCALE = 0.125  # as in ResNet-9: pooled maxima are large, and unscaled logits diverge in the first steps
+_LOGIT_SCALE = (
+    0.125  # as in ResNet-9: pooled maxima are large, and unscaled logits diverge in the first steps
+)
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

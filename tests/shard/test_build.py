@@ -1,0 +1,305 @@
+"""Builds: deterministic, resumable, honest about bad files; other readers give the source back."""
+
+import hashlib
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from nvidia.dali import fn
+from nvidia.dali.pipeline import Pipeline
+from PIL import Image
+
+from shard.__main__ import main
+from shard.build import build
+from shard.dataset import Dataset
+from shard.errors import FeedlineError
+from shard.plan import Settings
+from tests.conftest import write_images
+
+SMALL = Settings(shard_bytes=40_000)
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def sources(images: Path, split: str) -> dict[str, tuple[bytes, int]]:
+    """Bytes and label by the path that the build records."""
+    classes = sorted(folder.name for folder in (images / split).iterdir())
+    return {
+        path.relative_to(images).as_posix(): (path.read_bytes(), classes.index(path.parent.name))
+        for path in (images / split).rglob("*.jpg")
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("undisturbed") / "data"
+    build(images, root, SMALL, workers=1)
+    return root
+
+
+def test_workers_change_no_byte(images: Path, undisturbed: Path, tmp_path: Path) -> None:
+    build(images, tmp_path / "data", SMALL, workers=3)
+    assert digests(tmp_path / "data") == digests(undisturbed)
+    assert len(list((undisturbed / "train").glob("*.tar"))) > 3
+
+
+def test_the_seed_changes_the_order(images: Path, undisturbed: Path, tmp_path: Path) -> None:
+    build(images, tmp_path / "data", Settings(shard_bytes=40_000, seed=1), workers=1)
+    first, second = (Dataset.open(root).split("train") for root in (undisturbed, tmp_path / "data"))
+    assert sorted(first.crc32.tolist()) == sorted(second.crc32.tolist())
+    assert first.crc32.tolist() != second.crc32.tolist()
+
+
+@pytest.mark.parametrize("finished", [1, 3])
+def test_a_killed_build_goes_on_and_ends_byte_identical(
+    images: Path, undisturbed: Path, tmp_path: Path, finished: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    arguments = ["build", str(images), str(root), "--shard-bytes", "40kB", "--workers", "2"]
+    child = subprocess.Popen([sys.executable, "-m", "shard", *arguments], start_new_session=True)
+    while len(list(root.glob(".build/*.json"))) < finished:
+        assert child.poll() is None, "ended before it could be killed"
+        time.sleep(0.002)
+    child.kill()
+    child.wait()
+    with pytest.raises(FeedlineError, match="unfinished build"):
+        Dataset.open(root)
+    assert main(arguments) == 0
+    assert "from the run before" in capsys.readouterr().out
+    assert digests(root) == digests(undisturbed)
+    deadline = time.monotonic() + 20
+    while subprocess.run(["pgrep", "-g", str(child.pid)], capture_output=True).stdout:
+        assert time.monotonic() < deadline, "workers outlived the killed build"
+        time.sleep(0.05)
+
+
+def test_ctrl_c_ends_cleanly_and_keeps_finished_shards(
+    images: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    arguments = ["build", str(images), str(root), "--shard-bytes", "40kB", "--workers", "1"]
+    command = [sys.executable, "-m", "shard", *arguments]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(root.glob(".build/*.json")):
+        assert child.poll() is None
+        time.sleep(0.002)
+    os.killpg(child.pid, signal.SIGINT)
+    _, error = child.communicate()
+    assert child.returncode == 130
+    assert "Traceback" not in error
+    assert "run the same command again" in error
+    assert main(arguments) == 0
+    assert digests(root) == digests(undisturbed)
+
+
+def test_other_readers_give_back_the_source(images: Path, undisturbed: Path) -> None:
+    for split in ("train", "val"):
+        expected = sources(images, split)
+        tars = sorted((undisturbed / split).glob("*.tar"))
+
+        read = {}
+        for sample in webdataset.WebDataset([str(t) for t in tars], shardshuffle=False, empty_check=False):
+            read[json.loads(sample["json"])["source"]] = (sample["jpg"], int(sample["cls"]))
+        assert read == expected
+
+        read = {}
+        pipe = Pipeline(batch_size=1, num_threads=1, device_id=None)
+        with pipe:
+            parts = fn.readers.webdataset(
+                paths=[str(t) for t in tars],
+                index_paths=[str(t.with_suffix(".idx")) for t in tars],
+                ext=["jpg", "cls", "json"],
+                missing_component_behavior="error",
+            )
+            pipe.set_outputs(*parts)
+        pipe.build()
+        for _ in expected:
+            jpg, cls, about = (bytes(part.at(0)) for part in pipe.run())
+            read[json.loads(about)["source"]] = (jpg, int(cls))
+        assert read == expected
+
+        read = {}
+        for tar in tars:
+            with tarfile.open(tar) as file:
+                members = {m.name: file.extractfile(m).read() for m in file}  # type: ignore[union-attr]
+                assert all(m.isdigit() and len(m) == 10 for m in {name.split(".")[0] for name in members})
+            for name, data in members.items():
+                if name.endswith(".json"):
+                    stem = name[:-5]
+                    read[json.loads(data)["source"]] = (members[f"{stem}.jpg"], int(members[f"{stem}.cls"]))
+        assert read == expected
+
+
+def test_checksums_are_those_of_sha256sum(undisturbed: Path) -> None:
+    subprocess.run(["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"], cwd=undisturbed, check=True)
+
+
+def test_the_index_describes_the_images(undisturbed: Path) -> None:
+    dataset = Dataset.open(undisturbed)
+    assert dataset.classes == ("ant", "bee", "cat")
+    split = dataset.split("train")
+    for i in range(len(split)):
+        data = split.shard_path(int(split.shard[i])).read_bytes()
+        image = Image.open(io.BytesIO(data[split.offset[i] : split.offset[i] + split.size[i]]))
+        assert image.size == (split.width[i], split.height[i])
+
+
+def encoded(mode: str, kind: str, **options: object) -> bytes:
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 52, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize((130, 100))
+    buffer = io.BytesIO()
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+JPEG = encoded("RGB", "JPEG", quality=90)
+HUGE = JPEG[: JPEG.index(b"\xff\xc0") + 5] + b"\xff\xf0\xff\xf0" + JPEG[JPEG.index(b"\xff\xc0") + 9 :]
+REJECTED = {
+    "zero.JPEG": (b"", "empty file"),
+    "text.JPEG": (b"no picture at all\n" * 50, "not an image"),
+    "truncated.JPEG": (JPEG[: len(JPEG) // 2], "truncated"),
+    "bomb.jpg": (HUGE, "exceeds limit|pixels|bomb"),
+    "notes.txt": (b"bring milk", "not an image file name"),
+}
+REPAIRED = {
+    "png.JPEG": encoded("RGB", "PNG"),
+    "alpha.png": encoded("RGBA", "PNG"),
+    "palette.gif": encoded("P", "GIF"),
+    "deep.png": encoded("I;16", "PNG"),
+    "print.jpg": encoded("CMYK", "JPEG", quality=95),
+    "web.webp": encoded("RGB", "WEBP", quality=95),
+}
+KEPT = {
+    "plain.jpg": JPEG,
+    "gray.jpg": encoded("L", "JPEG"),
+    "progressive.jpg": encoded("RGB", "JPEG", progressive=True),
+    "trailing.jpg": JPEG + b"some camera's notes",
+}
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    root = tmp_path / "odd"
+    (root / "one").mkdir(parents=True)
+    everything = {**{k: v[0] for k, v in REJECTED.items()}, **REPAIRED, **KEPT, ".hidden": b"x"}
+    for name, data in everything.items():
+        (root / "one" / name).write_bytes(data)
+    return root
+
+
+def test_bad_files_are_named_with_their_reason_and_the_rest_is_packed(
+    odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", str(odd), str(tmp_path / "data"), "--max-bad", "50%"]) == 0
+    said = capsys.readouterr()
+    rows = [json.loads(line) for line in (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()]
+    assert {row["source"] for row in rows} == {f"one/{name}" for name in REJECTED}
+    for row in rows:
+        reason = REJECTED[row["source"].removeprefix("one/")][1]
+        assert any(part in row["reason"] for part in reason.split("|")), row
+        assert f"rejected {row['source']}: {row['reason']}" in said.err
+    dataset = Dataset.open(tmp_path / "data")
+    assert len(dataset.split("train")) == len(KEPT) + len(REPAIRED)
+    repaired = [json.loads(line) for line in (tmp_path / "data" / "repaired.jsonl").read_text().splitlines()]
+    assert {row["source"] for row in repaired} == {f"one/{name}" for name in REPAIRED}
+    packed = {
+        json.loads(s["json"])["source"].removeprefix("one/"): s["jpg"]
+        for s in webdataset.WebDataset(str(tmp_path / "data/train/shard-000000.tar"), shardshuffle=False)
+    }
+    assert {name: packed[name] for name in KEPT} == KEPT
+    for name, original in REPAIRED.items():
+        image = Image.open(io.BytesIO(packed[name]))
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        before = Image.open(io.BytesIO(original))
+        if name == "deep.png":
+            before = Image.fromarray((np.asarray(before) // 257).astype(np.uint8))
+        difference = np.asarray(image).astype(int) - np.asarray(before.convert("RGB"))
+        assert np.abs(difference).mean() < 4, name
+
+
+def test_too_many_bad_files_end_the_build_and_it_can_go_on(
+    odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    assert main(["build", str(odd), str(root), "--max-bad", "2"]) == 1
+    error = capsys.readouterr().err
+    assert "error: 4 images rejected, more than the 2 that --max-bad allows" in error
+    assert not (root / "dataset.json").exists()
+    assert main(["build", str(odd), str(root), "--max-bad", "4"]) == 0
+    assert "(1 from the run before)" in capsys.readouterr().out
+
+
+def test_a_complete_dataset_is_left_alone_and_another_needs_overwrite(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    arguments = ["build", str(images), str(root), "--shard-bytes", "40kB", "--workers", "1"]
+    assert main(arguments) == 0
+    before = digests(root)
+    assert main(arguments) == 0
+    assert "already complete, 84 samples" in capsys.readouterr().out
+    assert digests(root) == before
+    assert main([*arguments, "--seed", "5"]) == 1
+    assert "use --overwrite to replace it" in capsys.readouterr().err
+    assert digests(root) == before
+    assert main([*arguments, "--seed", "5", "--overwrite"]) == 0
+    assert Dataset.open(root).manifest["settings"]["seed"] == 5
+
+
+def test_a_full_disk_is_one_line_and_a_rerun_finishes(
+    images: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    arguments = ["build", str(images), str(root), "--shard-bytes", "40kB"]
+
+    def limit() -> None:  # a file may not grow beyond this, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    failed = subprocess.run(
+        [sys.executable, "-m", "shard", *arguments], capture_output=True, text=True, preexec_fn=limit
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: cannot write ")
+    assert "make room and run the same command again" in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+    assert main(arguments) == 0
+    assert digests(root) == digests(undisturbed)
+
+
+def test_a_vanished_source_file_stops_the_build(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    write_images(copy, 4)
+    from shard import build as module
+
+    real = module.plan
+    monkeypatch.setattr(module, "plan", lambda *a: (real(*a), (copy / "ant" / "001.jpg").unlink())[0])
+    with pytest.raises(FeedlineError, match=r"cannot read .*ant/001.jpg: No such file"):
+        build(copy, tmp_path / "data", workers=1)
+    assert not (tmp_path / "data" / "dataset.json").exists()
+
+
+def test_shard_needs_neither_torch_nor_dali() -> None:
+    code = "import sys, shard.__main__; sys.exit(bool({'torch', 'nvidia.dali', 'webdataset'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
