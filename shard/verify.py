@@ -100,9 +100,8 @@ def _check_shard(split: Split, number: int, *, decode: bool) -> Iterator[str]:
 def _check_sample(
     split: Split, i: int, tar: tarfile.TarFile, members: list[tarfile.TarInfo], *, decode: bool
 ) -> Iterator[str]:
-    where = f"{tar.name}: key {split.key(i)}"
+    where = f"{split.shard_path(int(split.shard[i]))}: key {split.key(i)}"
     cls, image, about = members
-    label: bytes
     label, data, text = (file.read() for file in (tar.extractfile(m) for m in members) if file is not None)
     if (image.offset_data, image.size) != (split.offset[i], split.size[i]):
         here, there = f"{image.offset_data} + {image.size}", f"{split.offset[i]} + {split.size[i]}"
