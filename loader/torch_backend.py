@@ -40,12 +40,12 @@ class TorchBackend:
     def submit(self, encoded: list[Encoded], params: Params, rows: int) -> Pending:
         """See `Backend.submit`."""
         shape = (rows, params.size, params.size, 3)
-        batch: Image
-        if self._device.type == "cuda":  # torch keeps its own cache of pinned buffers
-            pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-            batch = pinned.numpy()
+        if self._device.type == "cuda":
+            # torch's own cache of pinned buffers, which gives none out again before its copy is done
+            out = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:
-            batch = self._buffer(shape)
+            out = torch.from_numpy(self._buffer(shape))
+        batch: Image = out.numpy()
         batch[len(encoded) :] = 0
         step = max(1, -(-len(encoded) // (self._threads * _TASKS_PER_THREAD)))
         tasks = [
@@ -57,7 +57,7 @@ class TorchBackend:
 
         def result() -> torch.Tensor:
             _wait(tasks)
-            return torch.from_numpy(batch).to(self._device, non_blocking=True)
+            return out.to(self._device, non_blocking=True)
 
         return result
 
@@ -74,7 +74,7 @@ class TorchBackend:
         """
         self._ring = [buffer for buffer in self._ring if buffer.shape == shape]
         for buffer in self._ring:
-            if sys.getrefcount(buffer) == 3:  # the ring, the loop variable and the call's argument
+            if sys.getrefcount(buffer) == _IDLE_REFERENCES:
                 return buffer
         buffer = np.empty(shape, np.uint8)
         self._ring.append(buffer)
@@ -97,6 +97,18 @@ class TorchBackend:
             scratch = self._scratch.memory = np.empty(needed, np.uint8)
         image: Image = simplejpeg.decode_jpeg(encoded, "RGB", buffer=scratch[:needed], strict=False)
         return image
+
+
+def _idle_references() -> int:
+    """Count what `_buffer` counts for a buffer that only the ring holds; Python versions differ in it."""
+    ring = [np.empty(0, np.uint8)]
+    references = 0
+    for buffer in ring:  # the same kind of loop as in `_buffer`
+        references = sys.getrefcount(buffer)
+    return references
+
+
+_IDLE_REFERENCES = _idle_references()
 
 
 def _transform(image: Image, params: Params, row: int, out: Image) -> None:

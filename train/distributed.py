@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from loader.resolve import usable_cores
 from shard.errors import FeedlineError
 
 # A rank that waits this long has lost its peers. The default of up to 30 minutes only hides that.
@@ -28,12 +28,14 @@ class World:
         size: number of processes.
         device: where this process computes.
         control: group for small messages between hosts' memories, apart from the gradients' traffic.
+        local_size: number of processes on this machine, which share its cores.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     control: dist.ProcessGroup | None = None
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -88,7 +90,7 @@ def connect(device: str) -> Iterator[World]:
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    elif local_size > 1:
+    elif "LOCAL_WORLD_SIZE" in os.environ:
         # torchrun gives each process one OpenMP thread; share the cores instead.
         torch.set_num_threads(max(1, usable_cores() // local_size))
     if size == 1:
@@ -100,14 +102,9 @@ def connect(device: str) -> Iterator[World]:
         dist.init_process_group("gloo", timeout=TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=TIMEOUT)
     assert isinstance(control, dist.ProcessGroup)  # all ranks are members
-    yield World(env_rank(), size, chosen, control)
+    yield World(env_rank(), size, chosen, control, local_size)
     # Not in a `finally`: after a failure the peers may be gone, and leaving the group would wait for them.
     dist.destroy_process_group()
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loader import Loader, PadCrop, RandomResizedCrop, ResizeCenterCrop, Transform
+from loader.resolve import usable_cores
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.distributed import World
@@ -38,7 +39,7 @@ class InputConfig:
     loader_backend: Literal["auto", "dali", "torch"] = "auto"
     """Decoder; auto: DALI on a GPU, torch on a CPU."""
     loader_threads: int | None = None
-    """Decoding threads per rank; None: one per core."""
+    """Decoding threads per rank; None: this rank's share of the machine's cores."""
 
     def __post_init__(self) -> None:
         """Reject an empty batch."""
@@ -92,7 +93,7 @@ def train_loader(config: InputConfig, dataset: Dataset, seed: int, accumulate: i
         world_size=world.size,
         device=world.device,
         backend=config.loader_backend,
-        threads=config.loader_threads,
+        threads=_threads(config, world),
     )
 
 
@@ -115,5 +116,9 @@ def eval_loader(config: InputConfig, dataset: Dataset, batch_size: int, world: W
         world_size=world.size,
         device=world.device,
         backend=config.loader_backend,
-        threads=config.loader_threads,
+        threads=_threads(config, world),
     )
+
+
+def _threads(config: InputConfig, world: World) -> int:
+    return config.loader_threads or max(1, usable_cores() // world.local_size)
