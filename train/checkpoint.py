@@ -37,7 +37,10 @@ def save(path: Path, content: dict[str, Any]) -> None:
         finally:
             os.close(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise FeedlineError(f"cannot write the checkpoint {path}: {error}") from error
+        raise FeedlineError(
+            f"cannot write the checkpoint {path} ({error}): make room or mend the permissions and give the same "
+            "command again; an earlier checkpoint is kept"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
 

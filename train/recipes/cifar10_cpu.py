@@ -3,8 +3,8 @@
 Source: after K. Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024 (triangular schedule, Nesterov SGD, label
 smoothing), made smaller for a CPU.
 Command: torchrun --nproc-per-node 2 -m train --data cifar10 --recipe cifar10_cpu
-Expected time: 6 to 10 minutes on 2 CPU cores with AVX-512 bf16, depending on what else they do.
-Expected accuracy: 85.5 % top-1 (one run, seed 0, 2 processes).
+Expected time: 5.5 minutes on 2 CPU cores with AVX-512 bf16, 10 where other programs use them too.
+Expected accuracy: 85.5 % top-1 (seed 0; one run with 2 processes, one with 1).
 """
 
 from __future__ import annotations
