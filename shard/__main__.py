@@ -1,116 +1,120 @@
-"""Command line: python -m shard build | verify | info."""
+"""Command line: python -m shard build | verify | info | index | unpack | synth | diff."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import re
 import sys
 import time
 
 from tqdm import tqdm
 
 from shard.build import Result, build
+from shard.cli import parser
 from shard.dataset import Dataset
+from shard.diff import diff, text
 from shard.errors import FeedlineError
+from shard.foreign import index_shards
+from shard.image import Policy
 from shard.info import info, table
-from shard.plan import Settings
+from shard.plan import Settings, Subset
+from shard.sources import Source, open_source
+from shard.synth import synthetic
+from shard.unpack import unpack
 from shard.verify import verify
-
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    commands = {
+        "build": _build, "verify": _verify, "info": _info, "index": _index,
+        "unpack": _unpack, "synth": _synth, "diff": _diff,
+    }  # fmt: skip
+    options = parser(commands).parse_args(arguments)
     try:
         return int(options.run(options))
     except FeedlineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; finished shards are kept: run the same command again to go on", file=sys.stderr)
+        print("interrupted; finished work is kept: run the same command again to go on", file=sys.stderr)
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m shard", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    command = commands.add_parser(
-        "build",
-        help="pack a folder of images into a dataset",
-        description="Pack class folders of images into verified WebDataset shards. Every image is decoded once; "
-        "what does not decode is left out and named in rejected.jsonl. A build that was killed goes on where it "
-        "stopped when the same command is given again.",
-    )
-    command.add_argument(
-        "source", metavar="SRC", help="class folders, or a folder with train/ and val/ of class folders"
-    )
-    command.add_argument("destination", metavar="DST", help="folder for the dataset")
-    command.add_argument(
-        "--shard-bytes", type=_size, default=Settings().shard_bytes, metavar="SIZE",
-        help="size of a shard, such as 256MB or 1GiB (default: 256MB)",
-    )  # fmt: skip
-    command.add_argument("--seed", type=int, default=0, help="of the order of the samples (default: 0)")
-    command.add_argument(
-        "--workers", type=int, help="processes (default: one per core); changes nothing in the result"
-    )
-    command.add_argument(
-        "--max-bad", default="1%", metavar="N",
-        help="rejected images allowed, a count or a percentage; more end the build (default: 1%%)",
-    )  # fmt: skip
-    command.add_argument(
-        "--overwrite", action="store_true", help="replace a dataset or unfinished build in DST"
-    )
-    command.add_argument("--json", action="store_true", help="print the result as JSON")
-    command.set_defaults(run=_build)
-
-    command = commands.add_parser(
-        "verify",
-        help="check a dataset against its checksums and index",
-        description="Check every file's SHA-256, and tars, index and labels against each other. Exit status 1 if "
-        "anything is wrong.",
-    )
-    command.add_argument("dataset", metavar="DATASET")
-    command.add_argument("--decode", action="store_true", help="also decode every image")
-    command.add_argument("--json", action="store_true", help="print the problems as a JSON list")
-    command.set_defaults(run=_verify)
-
-    command = commands.add_parser(
-        "info", help="show what a dataset holds", description="Show a dataset in figures."
-    )
-    command.add_argument("dataset", metavar="DATASET")
-    command.add_argument("--json", action="store_true", help="print the figures as JSON")
-    command.set_defaults(run=_info)
-    return parser
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]i?)?B?", text)
-    if match is None or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 256MB, 1GiB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
 def _build(options: argparse.Namespace) -> int:
+    if (options.executor == "dask") != (options.scheduler is not None) and options.executor is not None:
+        raise FeedlineError("--executor dask and --scheduler ADDRESS go together; give both or neither")
+    settings = Settings(
+        seed=options.seed,
+        shard_bytes=options.shard_bytes,
+        images=Policy(
+            check=options.check,
+            on_bad=options.on_bad,
+            exif=options.exif,
+            keep=options.keep,
+            max_side=options.max_side,
+            short_side=options.short_side,
+            quality=options.quality,
+        ),
+        subset=Subset.parse(options.subset) if options.subset else None,
+    )
+    source = open_source(options.source, options.kind, options.classes, options.splits)
+    return _run_build(
+        options,
+        source,
+        settings,
+        max_bad=options.max_bad,
+        scheduler=options.scheduler,
+        staging=options.staging,
+    )
+
+
+def _synth(options: argparse.Namespace) -> int:
+    source = synthetic(
+        options.samples,
+        options.classes,
+        val_samples=options.val_samples,
+        seed=options.seed,
+        size=options.size,
+    )
+    settings = Settings(seed=options.seed, shard_bytes=options.shard_bytes, images=Policy(check="header"))
+    return _run_build(options, source, settings)
+
+
+def _run_build(
+    options: argparse.Namespace,
+    source: Source,
+    settings: Settings,
+    *,
+    max_bad: str = "0",
+    scheduler: str | None = None,
+    staging: str | None = None,
+) -> int:
     began = time.monotonic()
-    with _Progress() as progress:
+    with _Progress("image") as progress:
         result = build(
-            options.source,
+            source,
             options.destination,
-            Settings(seed=options.seed, shard_bytes=options.shard_bytes),
+            settings,
             workers=options.workers,
-            max_bad=options.max_bad,
+            scheduler=scheduler,
+            max_bad=max_bad,
             overwrite=options.overwrite,
+            staging=staging,
             progress=progress,
         )
-    for row in result.rejected[:10]:
+    for row in result.first_rejected:
         print(f"rejected {row['source']}: {row['reason']}", file=sys.stderr)
-    if len(result.rejected) > 10:
-        print(f"rejected {len(result.rejected) - 10} more, see rejected.jsonl", file=sys.stderr)
+    if result.rejected > len(result.first_rejected):
+        print(
+            f"rejected {result.rejected - len(result.first_rejected)} more, see rejected.jsonl",
+            file=sys.stderr,
+        )
+    if result.leaks:
+        print(f"warning: {result.leaks} images are in several splits, see duplicates.jsonl", file=sys.stderr)
     if options.json:
-        print(json.dumps({field: getattr(result, field) for field in Result.__slots__}))
+        print(json.dumps(dataclasses.asdict(result)))
     else:
         print(_summary(result, options.destination, time.monotonic() - began))
     return 0
@@ -121,13 +125,14 @@ def _summary(result: Result, destination: str, seconds: float) -> str:
         return f"{destination}: already complete, {result.packed:,} samples in {result.shards:,} shards"
     kept = f" ({result.kept_shards:,} from the run before)" if result.kept_shards else ""
     return (
-        f"{destination}: {result.packed:,} samples in {result.shards:,} shards{kept}, "
-        f"{result.repaired:,} repaired, {len(result.rejected):,} rejected, {seconds:.1f} s"
+        f"{destination}: {result.packed:,} samples in {result.shards:,} shards{kept}, {result.repaired:,} repaired, "
+        f"{result.rejected:,} rejected, {result.duplicates:,} duplicated, {seconds:.1f} s"
     )
 
 
 def _verify(options: argparse.Namespace) -> int:
-    problems = verify(options.dataset, decode=options.decode)
+    with _Progress("shard") as progress:
+        problems = verify(options.dataset, decode=options.decode, jobs=options.workers, progress=progress)
     if options.json:
         print(json.dumps(problems))
     else:
@@ -138,33 +143,72 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    figures = info(Dataset.open(options.dataset))
-    print(json.dumps(figures) if options.json else table(figures))
+    dataset = Dataset.open(options.dataset)
+    figures = info(dataset)
+    files = []
+    if options.out is not None:
+        from shard.page import write_page  # only here: needs matplotlib
+
+        files = write_page(dataset, figures, options.out)
+    if options.json:
+        print(json.dumps({**figures, "files": [str(path) for path in files]}))
+    else:
+        print(table(figures))
+        for path in files:
+            print(f"wrote {path}")
     return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    with _Progress("shard") as progress:
+        count = index_shards(
+            options.urls, options.out, classes=options.classes, jobs=options.workers, progress=progress
+        )
+    print(json.dumps({"samples": count}) if options.json else f"{options.out}: {count:,} samples indexed")
+    return 0
+
+
+def _unpack(options: argparse.Namespace) -> int:
+    with _Progress("image") as progress:
+        count = unpack(
+            Dataset.open(options.dataset), options.destination, splits=options.splits, progress=progress
+        )
+    print(json.dumps({"images": count}) if options.json else f"{options.destination}: {count:,} images")
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    found = diff(Dataset.open(options.a), Dataset.open(options.b))
+    print(json.dumps(found) if options.json else text(found, options.a, options.b))
+    return 0 if found["equal"] else 1
 
 
 class _Progress:
     """A bar on a terminal; in a log, a plain line every ten seconds."""
 
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._what = ""
+
     def __enter__(self) -> _Progress:
-        self._bar = tqdm(unit="image", unit_scale=True, desc="packing", disable=not sys.stderr.isatty())
+        self._bar = tqdm(unit=self._unit, unit_scale=True, disable=not sys.stderr.isatty())
         self._began = self._said = time.monotonic()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def __call__(self, done: int, total: int) -> None:
-        self._bar.total = total
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self._what, self._began = what, time.monotonic()
+            self._bar.reset(total)
+            self._bar.set_description(what)
         self._bar.update(done - self._bar.n)
         now = time.monotonic()
         if self._bar.disable and now - self._said >= 10:
-            rate = done / (now - self._began)
-            left = (total - done) / rate
-            print(
-                f"packed {done:,} of {total:,} images, {rate:,.0f} images/s, {left:.0f} s left",
-                file=sys.stderr,
-            )
+            rate = done / (now - self._began) if now > self._began else 0.0
+            left = f"{(total - done) / rate:.0f} s left" if rate else "just begun"
+            print(f"{what}: {done:,} of {total:,}, {rate:,.0f}/s, {left}", file=sys.stderr)
             self._said = now
 
 

@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shard.errors import FeedlineError
+from shard.storage import location, storage_errors
 
 FORMAT = "feedline"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "dataset.json"
 INDEX = "index.parquet"
+STAGING = ".build"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Split:
     Attributes:
         name: such as "train".
         root: folder of its shards.
-        shards: file names of the tars.
+        shards: file names of the tars; paths or URLs where somebody else's are indexed in place.
         shard_bytes: size of each tar.
         shard: int32 [N], index into `shards`.
         offset: int64 [N], byte offset of the encoded image in its tar.
@@ -62,7 +64,7 @@ class Split:
 
     def shard_path(self, i: int) -> Path:
         """Path of shard number i."""
-        return self.root / self.shards[i]
+        return shard_path(self.root, self.shards[i])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +90,20 @@ class Dataset:
         Raises:
             FeedlineError: not a dataset, an unfinished one, or one of another format version.
         """
-        path = Path(root) / MANIFEST
+        folder = location(root)
+        path = folder / MANIFEST
         try:
-            manifest = json.loads(path.read_text())
-        except FileNotFoundError as error:
-            if (Path(root) / ".build").exists():
+            with storage_errors("read", path):
+                manifest = json.loads(path.read_text())
+        except FeedlineError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise FeedlineError(f"{error}; restore it or build the dataset again") from error
+            if (folder / STAGING).exists():
                 raise FeedlineError(
                     f"{root} is an unfinished build; run its `python -m shard build` command again to finish it"
                 ) from error
             raise FeedlineError(
                 f"{root} is no dataset ({path} does not exist); make one: python -m shard build"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise FeedlineError(
-                f"cannot read {path}: {error}; restore it or build the dataset again"
             ) from error
         found = (
             (manifest.get("format"), manifest.get("format_version")) if isinstance(manifest, dict) else None
@@ -111,7 +113,7 @@ class Dataset:
                 f"{path} has format and version {found}, this program reads {(FORMAT, FORMAT_VERSION)}; "
                 "build the dataset again or use a matching version of feedline"
             )
-        return cls(Path(root), tuple(manifest["classes"]), manifest["fingerprint"], manifest)
+        return cls(folder, tuple(manifest["classes"]), manifest["fingerprint"], manifest)
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -127,28 +129,51 @@ class Dataset:
         if name not in self.split_names:
             raise FeedlineError(f"{self.root} has no split {name!r}; it has {', '.join(self.split_names)}")
         about = self.manifest["splits"][name]
-        path = self.root / name / INDEX
-        try:
-            table = pq.read_table(path)
-            columns = {c: _column(table, c, t) for c, t in _COLUMNS.items()}
-            keys = table.column("key")
-        except (OSError, KeyError, pa.ArrowException) as error:
+        split = read_split(self.root / name, about["shards"])
+        if len(split) != about["samples"]:
             raise FeedlineError(
-                f"cannot read {path}: {error}; run `python -m shard verify {self.root}`"
-            ) from error
-        if len(table) != about["samples"]:
-            raise FeedlineError(
-                f"{path} has {len(table)} rows but dataset.json says {about['samples']}; build the dataset again"
+                f"{split.root / INDEX} has {len(split)} rows but dataset.json says {about['samples']}; build the "
+                "dataset again"
             )
-        shards = about["shards"]
-        return Split(
-            name=name,
-            root=self.root / name,
-            shards=tuple(s["name"] for s in shards),
-            shard_bytes=tuple(s["bytes"] for s in shards),
-            keys=keys,
-            **columns,
-        )
+        return split
+
+
+def shard_path(folder: Path, name: str) -> Path:
+    """Path of a shard that the manifest names, in a split's folder or wherever somebody else put it."""
+    return location(name) if "://" in name else folder / name
+
+
+def read_split(folder: Path, shards: list[dict[str, Any]]) -> Split:
+    """Load the index of a split; `shards` are the manifest's entries.
+
+    Raises:
+        FeedlineError: it is missing or damaged.
+    """
+    path = folder / INDEX
+    try:
+        with path.open("rb") as file:
+            table = pq.read_table(file, columns=[*_COLUMNS, "key"])
+        columns = {c: _column(table, c, t) for c, t in _COLUMNS.items()}
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise FeedlineError(f"cannot read {path}: {error}; run `python -m shard verify`") from error
+    return Split(
+        name=folder.name,
+        root=folder,
+        shards=tuple(s["name"] for s in shards),
+        shard_bytes=tuple(s["bytes"] for s in shards),
+        keys=table.column("key"),
+        **columns,
+    )
+
+
+def read_sources(folder: Path) -> pa.ChunkedArray:
+    """Names that the samples of a split had in their source: strings [N]."""
+    path = folder / INDEX
+    try:
+        with path.open("rb") as file:
+            return pq.read_table(file, columns=["source"]).column("source")
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise FeedlineError(f"cannot read {path}: {error}; run `python -m shard verify`") from error
 
 
 _COLUMNS: dict[str, npt.DTypeLike] = {

@@ -4,96 +4,251 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
 
 import simplejpeg
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from shard.errors import FeedlineError
+from shard.jpeg import Layout, MarkerError, find_end, parse, without
 
 # Pillow's own limit for a decompression bomb, here for every way to decode.
 MAX_PIXELS = 178_956_970
-_QUALITY = 95
+# A progressive file of a few kilobytes can hold thousands of scans that each take a full pass to decode.
+_MAX_SCANS = 200
+KEEPABLE = ("progressive", "arithmetic", "trailing", "warning")
+# Others are read by Pillow's rarer plugins, or run programs (EPS), or are no pictures.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+# What libjpeg warns of when pixels are missing or wrong: nothing can bring them back.
+_LOST = ("premature end", "bad huffman", "bad arithmetic", "found marker", "progression", "bogus")
+_CLOSING = b"\xff\xd9"
 
 
 class BadImageError(Exception):
     """The bytes are no image that can be decoded; the text is the reason."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How images are judged and what is done to them.
+
+    Attributes:
+        check: "decode" every image, or trust a plain JPEG whose "header" is sound.
+        on_bad: "repair" what can be mended and reject the rest, "skip" also what could be mended, or "fail".
+        exif: orientation noted by a camera: "strip" removes the note, so that every reader sees the pixels as
+            torchvision does; "apply" turns the pixels; "keep" leaves the note.
+        keep: kinds out of `KEEPABLE` that are stored as they are, since this project's decoders read them.
+        max_side: pixels; a larger image is reduced to it.
+        short_side: pixels; an image whose shorter side is larger is reduced to it.
+        quality: of the JPEGs that are encoded here, 1 to 100.
+    """
+
+    check: Literal["decode", "header"] = "decode"
+    on_bad: Literal["repair", "skip", "fail"] = "repair"
+    exif: Literal["strip", "apply", "keep"] = "strip"
+    keep: tuple[str, ...] = ()
+    max_side: int | None = None
+    short_side: int | None = None
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        """Reject values out of range."""
+        for name in ("max_side", "short_side"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise FeedlineError(f"{name} is {value}; it must be at least 1 pixel")
+        if not 1 <= self.quality <= 100:
+            raise FeedlineError(f"quality is {self.quality}; it must lie in 1 … 100")
+        if unknown := [kind for kind in self.keep if kind not in KEEPABLE]:
+            raise FeedlineError(f"keep names {unknown[0]!r}; choose out of {', '.join(KEEPABLE)}")
+
+
+@dataclass(slots=True)
 class Checked:
     """An image that decodes.
 
     Attributes:
-        data: a JPEG, the original bytes unless `repaired`.
+        data: a JPEG, the original bytes unless `changes`.
         width: pixels.
         height: pixels.
-        repaired: why the bytes were encoded anew, or None.
+        changes: what was done to it, by kind: a sentence each.
     """
 
     data: bytes
     width: int
     height: int
-    repaired: str | None = None
+    changes: dict[str, str] = field(default_factory=dict)
 
 
-def check(data: bytes) -> Checked:
-    """Decode an image fully.
+def check(data: bytes, policy: Policy = Policy()) -> Checked:
+    """Judge an image, and mend it as far as `policy` says.
 
-    An 8-bit grayscale or three-component JPEG that decodes is kept byte for byte. Whatever else Pillow
-    decodes (PNG, WebP, CMYK, 16-bit, palette, alpha, animation …) becomes an RGB JPEG, quality 95, 4:4:4.
+    A good baseline JPEG of one or three components is kept byte for byte. Another JPEG of these is encoded
+    anew with its own quantisation tables; whatever else Pillow decodes becomes an RGB JPEG, 4:4:4.
 
     Raises:
-        BadImageError: empty, truncated, too large, or no image.
+        BadImageError: empty, truncated, damaged, too large, no image, or not to be mended.
     """
     if not data:
         raise BadImageError("empty file")
+    checked = _jpeg(data, policy) if data[:2] == b"\xff\xd8" else _convert(data, policy, "format")
+    mended = {kind: text for kind, text in checked.changes.items() if kind not in ("exif", "size")}
+    if mended and policy.on_bad != "repair":
+        raise BadImageError(f"needs repair: {'; '.join(mended.values())}")
+    return checked
+
+
+def _jpeg(data: bytes, policy: Policy) -> Checked:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _check(data)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        raise BadImageError(_reason(error)) from error
+        layout = parse(data)
+    except MarkerError as error:
+        return _convert(data, policy, "markers", str(error))
+    if layout.width * layout.height > MAX_PIXELS:
+        raise BadImageError(f"{layout.width} x {layout.height} pixels, more than {MAX_PIXELS}")
+    if layout.precision != 8 or layout.components not in (1, 3):
+        return _convert(data, policy, "color")
+    turned = layout.orientation != 1 and policy.exif == "apply"
+    if turned or _reduced(layout.width, layout.height, policy) is not None:
+        return _convert(data, policy)
+    if layout.process != "baseline" and layout.process not in policy.keep:
+        return _convert(data, policy, layout.process)
+    if layout.process == "baseline" and not layout.has_tables:
+        return _convert(data, policy, "tables", "no Huffman tables")
+    return _stored(data, layout, policy)
 
 
-def _check(data: bytes) -> Checked:
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise BadImageError(f"{width} x {height} pixels, more than {MAX_PIXELS}")
-        # MPO is a JPEG with further pictures behind the first (some cameras)
-        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-            if not _decodes_cleanly(data):
-                image.load()  # decides what libjpeg only warned of: raises if truncated
-                simplejpeg.decode_jpeg(data, "RGB", strict=False)  # what the loader will do
-            return Checked(data, width, height)
-        return _encode(image)
-
-
-def _decodes_cleanly(data: bytes) -> bool:
+def _stored(data: bytes, layout: Layout, policy: Policy) -> Checked:
+    """Keep the coded picture of a JPEG; only what surrounds it may go."""
+    result = Checked(data, layout.width, layout.height)
+    trusted = policy.check == "header" and data.endswith(_CLOSING)
+    end, scans = (len(data), 1) if trusted else find_end(data, layout)
+    if scans > _MAX_SCANS:
+        raise BadImageError(f"{scans} scans, more than {_MAX_SCANS}")
+    unwanted: tuple[tuple[int, int], ...] = ()
+    if layout.noted_at and policy.exif == "strip":
+        unwanted = layout.noted_at
+        result.changes["exif"] = f"orientation {layout.orientation} removed"
+    if end is None:
+        result.data, result.changes["unterminated"] = data + _CLOSING, "end-of-image marker added"
+    elif end < len(data) and "trailing" not in policy.keep:
+        unwanted += (*layout.others_at, (end, len(data)))
+        result.changes["trailing"] = f"{len(data) - end} bytes behind the image removed"
+    result.data = without(result.data, tuple(sorted(unwanted)))
+    if policy.check == "header" and end is not None:
+        return result
     try:
-        simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        _decode(result.data, layout)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        if any(word in reason.lower() for word in _LOST):
+            raise BadImageError("truncated" if end is None else f"damaged: {reason}") from error
+        if "warning" not in policy.keep or not _decodes_leniently(result.data):
+            return _convert(data, policy, "warning", reason)
+    return result
+
+
+_scratch = bytearray()
+
+
+def _decode(data: bytes, layout: Layout) -> None:
+    """Decode into memory that is used again: fresh pages cost a tenth of the time."""
+    global _scratch
+    needed = layout.width * layout.height * 3
+    if len(_scratch) < needed:
+        _scratch = bytearray(needed)
+    simplejpeg.decode_jpeg(data, "RGB", buffer=memoryview(_scratch)[:needed], strict=True)
+
+
+def _decodes_leniently(data: bytes) -> bool:
+    """Whether the loader, which overlooks warnings where its decoder can, will decode it."""
+    try:
+        simplejpeg.decode_jpeg(data, "RGB", strict=False)
     except ValueError:
         return False
     return True
 
 
-def _encode(image: ImageFile.ImageFile) -> Checked:
-    reason = f"{image.format}, mode {image.mode}, to JPEG"
+def _convert(data: bytes, policy: Policy, kind: str = "", why: str = "") -> Checked:
+    """Decode with Pillow and encode a baseline JPEG."""
+    image = _load(data)
+    changes = {kind: why or f"{image.format}, mode {image.mode}, {kind}, to baseline JPEG"} if kind else {}
     picture: Image.Image = image
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow would clip 16 bits at 255
-        picture = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if policy.exif == "apply" and (turned := _upright(image)) is not None:
+        changes["exif"] = "orientation applied"
+        picture = turned
+    if reduced := _reduced(picture.width, picture.height, policy):
+        changes["size"] = f"{picture.width} x {picture.height} reduced to {reduced[0]} x {reduced[1]}"
+        picture = _eight_bits(picture).resize(reduced, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
-    return Checked(buffer.getvalue(), image.width, image.height, reason)
+    if picture is image and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+        image.format = "JPEG"  # of an MPO the first picture; "keep" wants to hear it
+        image.save(buffer, "JPEG", quality="keep", exif=b"")
+    else:
+        _eight_bits(picture).save(buffer, "JPEG", quality=policy.quality, subsampling=0, exif=b"")
+    return Checked(buffer.getvalue(), picture.width, picture.height, changes)
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    return " ".join(str(error).split()) or type(error).__name__
+def _load(data: bytes) -> ImageFile.ImageFile:
+    """Decode with Pillow.
+
+    Raises:
+        BadImageError: whatever Pillow says against it; its plugins raise anything on hostile bytes.
+    """
+    formats = _formats()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # metadata that is not quite right; size is checked below
+        try:
+            image = Image.open(io.BytesIO(data), formats=formats)
+            if image.width * image.height <= MAX_PIXELS:
+                image.load()
+        except UnidentifiedImageError as error:
+            raise BadImageError("not an image") from error
+        except Image.DecompressionBombError as error:
+            raise BadImageError(f"more than {MAX_PIXELS} pixels") from error
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise BadImageError(
+                "truncated" if "truncated" in text.lower() else text or repr(error)
+            ) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+    return image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Formats that this Pillow reads; it fails on names that it has not registered."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _upright(image: Image.Image) -> Image.Image | None:
+    """Turn an image as its camera noted, None if it noted nothing or nothing that can be read."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
+        return None
+    return ImageOps.exif_transpose(image)
+
+
+def _reduced(width: int, height: int, policy: Policy) -> tuple[int, int] | None:
+    """Size after the limits of the policy, None where they change nothing."""
+    scale = min(
+        1.0,
+        (policy.max_side or max(width, height)) / max(width, height),
+        (policy.short_side or min(width, height)) / min(width, height),
+    )
+    if scale == 1.0:
+        return None
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """RGB; alpha is dropped as torchvision's loader does."""
+    if image.mode == "F":
+        raise BadImageError("floating-point pixels, whose range is not known")
+    if image.mode == "P":
+        image = image.convert("RGBA")  # a palette may hold transparency in more than one way
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    return image.convert("RGB")

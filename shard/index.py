@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shard.dataset import FORMAT, FORMAT_VERSION, INDEX, MANIFEST
-from shard.pack import Record, write_whole
-from shard.plan import Settings
+from shard.pack import Record, Row
+from shard.storage import file_sha256, write_whole
 
 CHECKSUMS = "SHA256SUMS"
 REJECTED = "rejected.jsonl"
 REPAIRED = "repaired.jsonl"
+DUPLICATES = "duplicates.jsonl"
 
 SCHEMA = pa.schema(
     [
@@ -30,67 +32,118 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("key", pa.string()),
         ("crc32", pa.uint32()),
+        ("source", pa.string()),
     ]
 )
 
 
-def write_index(path: Path, records: Sequence[Record], staging: Path) -> None:
-    """Write index.parquet: a row group per shard, in order."""
-    names = SCHEMA.names[1:]
-    with write_whole(path, staging) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
-        for number, record in enumerate(records):
-            columns = dict(zip(names, zip(*record.rows, strict=True), strict=True))
-            columns["shard"] = (number,) * len(record.rows)
-            writer.write_table(pa.table({n: columns[n] for n in SCHEMA.names}, schema=SCHEMA))
+@dataclass(slots=True)
+class SplitSummary:
+    """What the manifest says of a split; `sums` are the checksums of its files by name."""
+
+    samples: int = 0
+    bytes: int = 0
+    repaired: int = 0
+    rejected: int = 0
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, str] = field(default_factory=dict)
+
+    def about(self) -> dict[str, Any]:
+        """Entry of the manifest."""
+        return {name: getattr(self, name) for name in ("samples", "bytes", "repaired", "rejected", "shards")}
 
 
-def write_lines(path: Path, rows: Iterable[dict[str, str]], staging: Path) -> None:
-    """Write a JSONL file."""
-    with write_whole(path, staging) as file:
-        for row in rows:
-            file.write(json.dumps(row, sort_keys=True).encode() + b"\n")
+class IndexWriter:
+    """Writes index.parquet, a row group per shard. A context manager; the file appears at its end.
+
+    Args:
+        path: of the file.
+        staging: local folder for the unfinished one.
+    """
+
+    def __init__(self, path: Path, staging: Path) -> None:
+        self._path, self._staging = path, staging
+        self._shards = 0
+
+    def __enter__(self) -> IndexWriter:
+        """Open it."""
+        with ExitStack() as stack:
+            file = stack.enter_context(write_whole(self._path, self._staging))
+            self._writer = stack.enter_context(pq.ParquetWriter(file, SCHEMA, compression="zstd"))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Finish it, or remove it after an error."""
+        self._stack.__exit__(*error)
+
+    def add(self, rows: list[Row]) -> None:
+        """Append the rows of the next shard."""
+        columns: dict[str, Any] = dict(zip(Row._fields, zip(*rows, strict=True), strict=True))
+        columns["shard"] = (self._shards,) * len(rows)
+        self._writer.write_table(pa.table({n: columns[n] for n in SCHEMA.names}, schema=SCHEMA))
+        self._shards += 1
+
+
+def write_split(
+    folder: Path, records: Iterator[Record], staging: Path, rejected: BinaryIO, repaired: BinaryIO
+) -> SplitSummary:
+    """Write a split's index and the lines of both lists, a record at a time, and sum up."""
+    summary = SplitSummary()
+    with IndexWriter(folder / INDEX, staging) as index:
+        for record in records:
+            write_lines(rejected, record.rejected)
+            write_lines(repaired, record.repaired)
+            summary.rejected += len(record.rejected)
+            summary.repaired += len({row["source"] for row in record.repaired})
+            if not record.rows:  # every image of the shard was rejected
+                for suffix in ("tar", "idx"):
+                    (folder / f"{record.name}.{suffix}").unlink(missing_ok=True)
+                continue
+            index.add(record.rows)
+            summary.samples += len(record.rows)
+            summary.bytes += record.size_bytes
+            summary.shards.append(
+                {
+                    "name": f"{record.name}.tar",
+                    "samples": len(record.rows),
+                    "bytes": record.size_bytes,
+                    "sha256": record.sha256,
+                }
+            )
+            summary.sums[f"{folder.name}/{record.name}.tar"] = record.sha256
+            summary.sums[f"{folder.name}/{record.name}.idx"] = record.idx_sha256
+    summary.sums[f"{folder.name}/{INDEX}"] = file_sha256(folder / INDEX)
+    return summary
+
+
+def write_lines(file: BinaryIO, rows: Iterable[dict[str, Any]]) -> None:
+    """Append to a JSONL file."""
+    for row in rows:
+        file.write(json.dumps(row, sort_keys=True).encode() + b"\n")
 
 
 def write_manifest(
-    destination: Path,
-    staging: Path,
-    classes: tuple[str, ...],
-    settings: Settings,
-    source: str,
-    records: Sequence[Record],
+    destination: Path, staging: Path, about: dict[str, Any], splits: dict[str, SplitSummary]
 ) -> None:
-    """Write SHA256SUMS, and as the very last file dataset.json, which makes the dataset visible."""
-    sums: dict[str, str] = {}
-    splits: dict[str, Any] = {}
-    for split in sorted({record.split for record in records}):
-        mine = [record for record in records if record.split == split]
-        for record in mine:
-            sums[f"{split}/{record.name}.tar"] = record.sha256
-            sums[f"{split}/{record.name}.idx"] = record.idx_sha256
-        sums[f"{split}/{INDEX}"] = file_sha256(destination / split / INDEX)
-        splits[split] = {
-            "samples": sum(len(record.rows) for record in mine),
-            "bytes": sum(record.size_bytes for record in mine),
-            "repaired": sum(len(record.repaired) for record in mine),
-            "rejected": sum(len(record.rejected) for record in mine),
-            "shards": [
-                {"name": f"{r.name}.tar", "samples": len(r.rows), "bytes": r.size_bytes, "sha256": r.sha256}
-                for r in mine
-            ],
-        }
-    # Of the tars alone: the index follows from them, and its bytes depend on the version of pyarrow.
-    tars = {name: digest for name, digest in sums.items() if name.endswith(".tar")}
-    identity = json.dumps([classes, tars], sort_keys=True).encode()
-    for name in (REJECTED, REPAIRED):
-        sums[name] = file_sha256(destination / name)
+    """Write SHA256SUMS, and as the very last file dataset.json, which makes the dataset visible.
+
+    Args:
+        destination: the dataset's folder.
+        staging: local folder for unfinished files.
+        about: fields of the manifest besides format, fingerprint and splits; has the `classes`.
+        splits: what was written, by name.
+    """
+    sums = {name: digest for one in splits.values() for name, digest in one.sums.items()}
+    for name in (REJECTED, REPAIRED, DUPLICATES):
+        if (destination / name).exists():
+            sums[name] = file_sha256(destination / name)
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "fingerprint": hashlib.sha256(identity).hexdigest(),
-        "source": source,
-        "settings": asdict(settings),
-        "classes": classes,
-        "splits": splits,
+        "fingerprint": fingerprint(about["classes"], sums),
+        **about,
+        "splits": {name: one.about() for name, one in splits.items()},
     }
     text = json.dumps(manifest, indent=1).encode() + b"\n"
     sums[MANIFEST] = hashlib.sha256(text).hexdigest()
@@ -100,10 +153,10 @@ def write_manifest(
         file.write(text)
 
 
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def fingerprint(classes: Iterable[str], sums: dict[str, str]) -> str:
+    """Identify samples, labels and order: hex SHA-256 over the class list and the checksums of the tars.
+
+    Of the tars alone: the index follows from them, and its bytes depend on the version of pyarrow.
+    """
+    tars = {name: digest for name, digest in sums.items() if name.endswith(".tar")}
+    return hashlib.sha256(json.dumps([list(classes), tars], sort_keys=True).encode()).hexdigest()

@@ -33,6 +33,7 @@ def info(dataset: Dataset) -> dict[str, Any]:
         "classes": len(dataset.classes),
         "fingerprint": dataset.fingerprint,
         "settings": dataset.manifest["settings"],
+        "duplicates": dataset.manifest.get("duplicates"),
         "splits": splits,
     }
 
@@ -63,5 +64,11 @@ def table(figures: dict[str, Any]) -> str:
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
-    head = f"{figures['path']}: {figures['classes']} classes, seed {figures['settings']['seed']}"
+    seed = figures["settings"].get("seed")
+    head = f"{figures['path']}: {figures['classes']} classes" + ("" if seed is None else f", seed {seed}")
+    if (twice := figures["duplicates"]) and twice["groups"]:
+        lines.append(
+            f"{twice['groups']:,} images are there more than once ({twice['across_splits']:,} of them in several "
+            f"splits, {twice['labels_differ']:,} with different labels): see duplicates.jsonl"
+        )
     return "\n".join([head, *lines])

@@ -2,123 +2,238 @@
 
 from __future__ import annotations
 
-import json
-import tarfile
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from shard.dataset import INDEX, MANIFEST, Dataset, Split
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shard.dataset import INDEX, MANIFEST, Dataset, shard_path
 from shard.errors import FeedlineError
-from shard.image import BadImageError, check
-from shard.index import CHECKSUMS, file_sha256
-from shard.pack import IDX_VERSION
+from shard.execute import start_workers
+from shard.image import KEEPABLE, BadImageError, Policy, check
+from shard.index import CHECKSUMS
+from shard.pack import IDX_VERSION, Row
+from shard.sources.inputs import fetch
+from shard.sources.webdataset import Sample, Unusable, samples
+from shard.storage import file_sha256, is_remote, location, storage_errors
+
+# What a packed image may be: everything else would have been mended.
+_AS_STORED = Policy(keep=KEEPABLE, exif="keep")
+Progress = Callable[[str, int, int], None]
 
 
-def verify(root: str | Path, *, decode: bool = False) -> list[str]:
+class ShardCheck(NamedTuple):
+    """A shard to check.
+
+    Attributes:
+        folder: of its split.
+        number: in the split.
+        path: of the tar.
+        about: its entry in the manifest.
+        listed: whether SHA256SUMS has the manifest's digest.
+        indexed: whether the indexes are sound, so that the tar can be compared with them.
+        num_classes: of the dataset.
+    """
+
+    folder: Path
+    number: int
+    path: Path
+    about: dict[str, Any]
+    listed: bool
+    indexed: bool
+    num_classes: int
+
+
+def verify(
+    root: str | Path,
+    *,
+    decode: bool = False,
+    jobs: int | None = 1,
+    progress: Progress = lambda what, done, total: None,
+) -> list[str]:
     """Return every problem found, one line each; empty if the dataset is sound.
 
     Checked: size and SHA-256 of every file; the manifest's totals; for each sample the tar headers, CRC-32
     and label against index.parquet; the DALI index against the tar; with `decode` also every image.
 
+    Args:
+        root: folder or URL of the dataset.
+        decode: also decode all images.
+        jobs: processes; None: one per core.
+        progress: called as the work goes on.
+
     Raises:
         FeedlineError: there is no dataset to check.
     """
-    root = Path(root)
-    problems = list(_check_sums(root))
-    try:
-        dataset = Dataset.open(root)
-        for name in dataset.split_names:
-            split = dataset.split(name)
-            problems += _check_labels(split, len(dataset.classes))
-            for number in range(len(split.shards)):
-                problems += _check_shard(split, number, decode=decode)
-    except FeedlineError as error:
-        if not problems:
-            raise
-        problems.append(str(error))
-    return problems
+    folder = location(root)
+    if not (folder / CHECKSUMS).exists():
+        Dataset.open(folder)  # raises with the right words if there is none at all
+    sums, problems = _read_sums(folder)
+    wrong = dict(_wrong_files(folder, sums))
+    problems += [*wrong.values(), *_unlisted(folder, sums)]
+    if MANIFEST in wrong or MANIFEST not in sums:
+        return sorted(problems)  # nothing it says can be relied on
+    checks = list(_shard_checks(Dataset.open(folder), sums, wrong))
+    with start_workers(min(jobs, max(1, len(checks))) if jobs else None) as pool:
+        tagged = ((one.path, partial(_itself, one)) for one in checks)
+        for done, (_, found) in enumerate(
+            pool.unordered(partial(_check_shard, decode=decode), tagged), start=1
+        ):
+            problems += found
+            progress("checking shards", done, len(checks))
+    return sorted(problems)
 
 
-def _check_sums(root: Path) -> Iterator[str]:
+def _itself(one: ShardCheck) -> ShardCheck:
+    return one
+
+
+def _read_sums(root: Path) -> tuple[dict[str, str], list[str]]:
     path = root / CHECKSUMS
-    if not (root / MANIFEST).exists() and not path.exists():
-        Dataset.open(root)  # raises with the right words
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        yield f"{path}: {error}"
-        return
-    listed = set()
-    for line in lines:
-        expected, _, name = line.partition("  ")
-        listed.add(name)
-        file = root / name
-        if not file.is_file():
-            yield f"{path} lists {name!r}, which does not exist"
-        elif file_sha256(file) != expected:
-            yield f"{file}: SHA-256 differs from {CHECKSUMS}"
-    found = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} - {CHECKSUMS}
-    for name in sorted(found - listed):
+        with storage_errors("read", path):
+            text = path.read_bytes().decode()
+    except FeedlineError as error:
+        return {}, [str(error)]
+    lines = text.split("\n")  # not splitlines, which takes other characters for ends of lines, too
+    if lines.pop():
+        return {}, [f"{path}: does not end with a line"]
+    parts = [line.partition("  ") for line in lines]
+    sums = {name: digest for digest, _, name in parts}
+    problems = [] if len(sums) == len(lines) else [f"{path}: lists a file twice"]
+    return sums, problems + ([] if MANIFEST in sums else [f"{path} does not list {MANIFEST}"])
+
+
+def _wrong_files(root: Path, sums: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Files besides tars that are missing or differ from their checksum: name and problem."""
+    for name, expected in sums.items():
+        path = root / name
+        if not path.is_file():
+            yield name, f"{root / CHECKSUMS} lists {name!r}, which does not exist"
+        elif not name.endswith(".tar") and file_sha256(path) != expected:
+            yield name, f"{path}: SHA-256 differs from {CHECKSUMS}"
+
+
+def _unlisted(root: Path, sums: dict[str, str]) -> Iterator[str]:
+    prefix = f"{root}/"
+    found = {str(path).removeprefix(prefix) for path in root.rglob("*") if path.is_file()} - {CHECKSUMS}
+    for name in sorted(found - set(sums)):
         yield f"{root / name}: not listed in {CHECKSUMS}"
-    if MANIFEST not in listed:
-        yield f"{path} does not list {MANIFEST}"
 
 
-def _check_labels(split: Split, num_classes: int) -> Iterator[str]:
-    for i in ((split.label < 0) | (split.label >= num_classes)).nonzero()[0].tolist():
-        yield f"{split.root / INDEX}: sample {i} has label {split.label[i]}, the dataset {num_classes} classes"
+def _shard_checks(dataset: Dataset, sums: dict[str, str], wrong: dict[str, str]) -> Iterator[ShardCheck]:
+    by_digest = set(sums.values())
+    for name in dataset.split_names:
+        folder = dataset.root / name
+        for number, about in enumerate(dataset.manifest["splits"][name]["shards"]):
+            path = shard_path(folder, about["name"])
+            yield ShardCheck(
+                folder=folder,
+                number=number,
+                path=path,
+                about=about,
+                listed=is_remote(path) or about["sha256"] in by_digest,
+                indexed=f"{name}/{INDEX}" not in wrong and f"{name}/{path.stem}.idx" not in wrong,
+                num_classes=len(dataset.classes),
+            )
 
 
-def _check_shard(split: Split, number: int, *, decode: bool) -> Iterator[str]:
-    path = split.shard_path(number)
-    rows = (split.shard == number).nonzero()[0].tolist()
+def _idx(one: ShardCheck) -> Path:
+    return one.folder / f"{one.path.stem}.idx"
+
+
+def _check_shard(one: ShardCheck, *, decode: bool) -> list[str]:
+    """Problems of one shard; runs in a worker process."""
+    try:
+        with tempfile.TemporaryDirectory() as folder, storage_errors("read", one.path):
+            path = fetch(str(one.path), Path(folder, one.path.name)) if is_remote(one.path) else one.path
+            problems = [*_check_sums(one, path)]
+            return [*problems, *_check_samples(one, path, decode=decode)] if one.indexed else problems
+    except FeedlineError as error:
+        return [str(error)]
+
+
+def _check_sums(one: ShardCheck, path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise FeedlineError(f"{one.path} does not exist")
+    if path.stat().st_size != one.about["bytes"]:
+        yield f"{one.path}: has {path.stat().st_size} bytes, {MANIFEST} says {one.about['bytes']}"
+    if file_sha256(path) != one.about["sha256"]:
+        yield f"{one.path}: SHA-256 differs from {MANIFEST}"
+    if not one.listed:
+        yield f"{one.path}: {CHECKSUMS} and {MANIFEST} have different SHA-256"
+
+
+def _check_samples(one: ShardCheck, path: Path, *, decode: bool) -> Iterator[str]:
+    rows = _rows(one)
+    if len(rows) != one.about["samples"]:
+        yield f"{one.path}: has {len(rows)} samples in {INDEX}, {MANIFEST} says {one.about['samples']}"
     idx = [f"{IDX_VERSION} {len(rows)}"]
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = {member.name: member for member in tar}
-            for i in rows:
-                key = split.key(i)
-                trio = [members.pop(f"{key}.{suffix}", None) for suffix in ("cls", "jpg", "json")]
-                if None in trio:
-                    yield f"{path}: key {key} of {INDEX} is not complete in the tar"
-                    continue
-                files = [member for member in trio if member is not None]
-                idx.append(
-                    " ".join(f"{m.name.split('.')[1]} {m.offset_data} {m.size} {m.name}" for m in files)
-                )
-                yield from _check_sample(split, i, tar, files, decode=decode)
-            if members:
-                yield f"{path}: holds {len(members)} members that {INDEX} lacks, such as {next(iter(members))}"
-    except (OSError, tarfile.TarError) as error:
-        yield f"{path}: {error}"
-        return
-    if path.with_suffix(".idx").read_bytes() != ("\n".join(idx) + "\n").encode():
-        yield f"{path.with_suffix('.idx')}: does not fit the tar"
+    with path.open("rb") as file:
+        usable = (sample for sample in samples(file, str(one.path)) if _counts(sample, one))
+        for sample, row in zip_longest(usable, rows):
+            where = f"{one.path}: key {sample.key if row is None else row.key}"
+            if row is None or sample is None or sample.key != row.key:
+                yield f"{where}: {INDEX} and tar have different samples from here on"
+                return
+            if isinstance(sample, Unusable):
+                yield f"{where}: {sample.reason}"
+                return
+            idx.append(idx_line(sample))
+            file.seek(row.offset)
+            yield from (
+                f"{where}: {text}"
+                for text in _compare(sample, row, file.read(row.size), one.num_classes, decode)
+            )
+    if _idx(one).read_bytes() != ("\n".join(idx) + "\n").encode():
+        yield f"{_idx(one)}: does not fit the tar"
 
 
-def _check_sample(
-    split: Split, i: int, tar: tarfile.TarFile, members: list[tarfile.TarInfo], *, decode: bool
-) -> Iterator[str]:
-    where = f"{split.shard_path(int(split.shard[i]))}: key {split.key(i)}"
-    cls, image, about = members
-    label, data, text = (file.read() for file in (tar.extractfile(m) for m in members) if file is not None)
-    if (image.offset_data, image.size) != (split.offset[i], split.size[i]):
-        here, there = f"{image.offset_data} + {image.size}", f"{split.offset[i]} + {split.size[i]}"
-        yield f"{where}: lies at offset + bytes {here}, {INDEX} says {there}"
-    if zlib.crc32(data) != split.crc32[i]:
-        yield f"{where}: CRC-32 of the image differs from {INDEX}"
-    if label != str(split.label[i]).encode():
-        yield f"{where}: {cls.name} says {label.decode(errors='replace')}, {INDEX} {split.label[i]}"
+def _counts(sample: Sample | Unusable, one: ShardCheck) -> bool:
+    """Somebody else's shards may hold samples without picture or label, which their index leaves out."""
+    return isinstance(sample, Sample) or not one.about.get("foreign", False)
+
+
+def idx_line(sample: Sample) -> str:
+    """A sample's line of a DALI index: extension, offset, size and name of each member."""
+    return " ".join(f"{m.name[len(sample.key) + 1 :]} {m.offset} {m.size} {m.name}" for m in sample.members)
+
+
+def _rows(one: ShardCheck) -> list[Row]:
+    """Rows of a shard: the index has a row group for each."""
+    path = one.folder / INDEX
     try:
-        json.loads(text)
-    except ValueError as error:
-        yield f"{where}: {about.name}: {error}"
+        with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+            table = file.read_row_group(one.number)
+        if any(number != one.number for number in table["shard"].to_pylist()):
+            raise ValueError(f"row group {one.number} is of another shard")
+        columns = [table[name].to_pylist() for name in Row._fields]
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise FeedlineError(f"cannot read {path}: {error}") from error
+    return [Row(*values) for values in zip(*columns, strict=True)]
+
+
+def _compare(sample: Sample, row: Row, data: bytes, num_classes: int, decode: bool) -> Iterator[str]:
+    if (sample.image.offset, sample.image.size) != (row.offset, row.size):
+        here = f"{sample.image.offset} + {sample.image.size}"
+        yield f"lies at offset + bytes {here}, {INDEX} says {row.offset} + {row.size}"
+    if zlib.crc32(data) != row.crc32:
+        yield f"CRC-32 of the image differs from {INDEX}"
+    if sample.label != row.label:
+        yield f"its label in the tar is {sample.label}, {INDEX} says {row.label}"
+    if not 0 <= row.label < num_classes:
+        yield f"has label {row.label}, the dataset {num_classes} classes"
     if decode:
         try:
-            found = check(data)
+            found = check(data, _AS_STORED)
         except BadImageError as error:
-            yield f"{where}: {error}"
+            yield str(error)
             return
-        if (found.width, found.height) != (split.width[i], split.height[i]):
-            yield f"{where}: is {found.width} x {found.height}, {INDEX} says {split.width[i]} x {split.height[i]}"
+        if (found.width, found.height) != (row.width, row.height):
+            yield f"is {found.width} x {found.height}, {INDEX} says {row.width} x {row.height}"

@@ -12,7 +12,6 @@ import tarfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import webdataset
 from nvidia.dali import fn
@@ -25,6 +24,7 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from shard.plan import Settings
 from tests.conftest import write_images
+from tests.shard.hostile import corpus
 
 SMALL = Settings(shard_bytes=40_000)
 
@@ -160,92 +160,63 @@ def test_the_index_describes_the_images(undisturbed: Path) -> None:
         assert image.size == (split.width[i], split.height[i])
 
 
-def encoded(mode: str, kind: str, **options: object) -> bytes:
-    pixels = np.random.default_rng(3).integers(0, 256, (40, 52, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels).resize((130, 100))
-    buffer = io.BytesIO()
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    else:
-        image = image.convert(mode)
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-JPEG = encoded("RGB", "JPEG", quality=90)
-HUGE = JPEG[: JPEG.index(b"\xff\xc0") + 5] + b"\xff\xf0\xff\xf0" + JPEG[JPEG.index(b"\xff\xc0") + 9 :]
-REJECTED = {
-    "zero.JPEG": (b"", "empty file"),
-    "text.JPEG": (b"no picture at all\n" * 50, "not an image"),
-    "truncated.JPEG": (JPEG[: len(JPEG) // 2], "truncated"),
-    "bomb.jpg": (HUGE, "exceeds limit|pixels|bomb"),
-    "notes.txt": (b"bring milk", "not an image file name"),
-}
-REPAIRED = {
-    "png.JPEG": encoded("RGB", "PNG"),
-    "alpha.png": encoded("RGBA", "PNG"),
-    "palette.gif": encoded("P", "GIF"),
-    "deep.png": encoded("I;16", "PNG"),
-    "print.jpg": encoded("CMYK", "JPEG", quality=95),
-    "web.webp": encoded("RGB", "WEBP", quality=95),
-}
-KEPT = {
-    "plain.jpg": JPEG,
-    "gray.jpg": encoded("L", "JPEG"),
-    "progressive.jpg": encoded("RGB", "JPEG", progressive=True),
-    "trailing.jpg": JPEG + b"some camera's notes",
-}
-
-
-@pytest.fixture
-def odd(tmp_path: Path) -> Path:
-    root = tmp_path / "odd"
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hostile") / "odd"
     (root / "one").mkdir(parents=True)
-    everything = {**{k: v[0] for k, v in REJECTED.items()}, **REPAIRED, **KEPT, ".hidden": b"x"}
-    for name, data in everything.items():
-        (root / "one" / name).write_bytes(data)
+    (root / "one" / "notes.txt").write_text("bring milk")
+    (root / "one" / ".hidden").write_text("x")
+    for name, file in corpus().items():
+        (root / "one" / name).write_bytes(file.data)
     return root
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_bad_files_are_named_with_their_reason_and_the_rest_is_packed(
     odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["build", str(odd), str(tmp_path / "data"), "--max-bad", "50%"]) == 0
+    assert (
+        main(["build", str(odd), str(tmp_path / "data"), "--max-bad", "50%", "--shard-bytes", "100kB"]) == 0
+    )
     said = capsys.readouterr()
-    rows = [json.loads(line) for line in (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()]
-    assert {row["source"] for row in rows} == {f"one/{name}" for name in REJECTED}
-    for row in rows:
-        reason = REJECTED[row["source"].removeprefix("one/")][1]
-        assert any(part in row["reason"] for part in reason.split("|")), row
-        assert f"rejected {row['source']}: {row['reason']}" in said.err
-    dataset = Dataset.open(tmp_path / "data")
-    assert len(dataset.split("train")) == len(KEPT) + len(REPAIRED)
-    repaired = [json.loads(line) for line in (tmp_path / "data" / "repaired.jsonl").read_text().splitlines()]
-    assert {row["source"] for row in repaired} == {f"one/{name}" for name in REPAIRED}
-    packed = {
-        json.loads(s["json"])["source"].removeprefix("one/"): s["jpg"]
-        for s in webdataset.WebDataset(str(tmp_path / "data/train/shard-000000.tar"), shardshuffle=False)
+    fates = {f"one/{name}": file.fate for name, file in corpus().items()}
+    rejected = {row["source"]: row["reason"] for row in lines(tmp_path / "data" / "rejected.jsonl")}
+    assert rejected.pop("one/notes.txt") == "not an image file name"
+    assert rejected.keys() == {name for name, fate in fates.items() if fate.startswith("rejected")}
+    for name, reason in rejected.items():
+        assert f"rejected: {reason}".startswith(fates[name])
+    assert "rejected one/notes.txt: not an image file name" in said.err
+    assert "more, see rejected.jsonl" in said.err
+    repaired = {row["source"]: row["kind"] for row in lines(tmp_path / "data" / "repaired.jsonl")}
+    kept = {name for name, fate in fates.items() if fate == "kept"}
+    assert repaired == {
+        name: fate for name, fate in fates.items() if name not in kept and name not in rejected
     }
-    assert {name: packed[name] for name in KEPT} == KEPT
-    for name, original in REPAIRED.items():
-        image = Image.open(io.BytesIO(packed[name]))
-        assert (image.format, image.mode) == ("JPEG", "RGB")
-        before = Image.open(io.BytesIO(original))
-        if name == "deep.png":
-            before = Image.fromarray((np.asarray(before) // 257).astype(np.uint8))
-        difference = np.asarray(image).astype(int) - np.asarray(before.convert("RGB"))
-        assert np.abs(difference).mean() < 4, name
+    about = Dataset.open(tmp_path / "data").manifest["splits"]["train"]
+    assert (about["samples"], about["repaired"]) == (len(kept) + len(repaired), len(repaired))
+    packed = {
+        json.loads(s["json"])["source"]: s["jpg"]
+        for s in webdataset.WebDataset(
+            [str(path) for path in sorted((tmp_path / "data/train").glob("*.tar"))], shardshuffle=False
+        )
+    }
+    assert {name: packed[name] for name in kept} == {name: (odd / name).read_bytes() for name in kept}
+    assert main(["verify", str(tmp_path / "data"), "--decode", "--jobs", "1"]) == 0
 
 
 def test_too_many_bad_files_end_the_build_and_it_can_go_on(
     odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "data"
+    bad = sum(file.fate.startswith("rejected") for file in corpus().values())
     assert main(["build", str(odd), str(root), "--max-bad", "2"]) == 1
     error = capsys.readouterr().err
-    assert "error: 4 images rejected, more than the 2 that --max-bad allows" in error
+    assert f"error: {bad} images rejected, more than the 2 that --max-bad allows" in error
     assert not (root / "dataset.json").exists()
-    assert main(["build", str(odd), str(root), "--max-bad", "4"]) == 0
+    assert main(["build", str(odd), str(root), "--max-bad", str(bad)]) == 0
     assert "(1 from the run before)" in capsys.readouterr().out
 
 

@@ -21,7 +21,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_sources_that_cannot_be_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
-    assert "is not a folder" in fails(capsys, str(tmp_path / "nowhere"), out)
+    assert "does not exist; give a folder" in fails(capsys, str(tmp_path / "nowhere"), out)
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "has no class folders" in fails(capsys, str(empty), out)

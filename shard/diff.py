@@ -1,0 +1,97 @@
+"""What differs between two datasets, by the names that samples had in their source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shard.dataset import Dataset, read_sources
+
+_EXAMPLES = 10
+
+
+def diff(a: Dataset, b: Dataset) -> dict[str, Any]:
+    """Differences of two datasets, JSON-able: classes, and per split what is only in one, or changed.
+
+    Per split `only_a`, `only_b`, `label`, `bytes`: counts, with up to ten names of samples each in `examples`.
+    `equal` says whether they hold the same classes, samples, labels and images, in whatever order;
+    `same_order` whether their shards are the same, too.
+    """
+    splits: dict[str, Any] = {}
+    for name in sorted({*a.split_names, *b.split_names}):
+        if name in a.split_names and name in b.split_names:
+            splits[name] = _diff_split(a, b, name)
+        else:
+            owner, key = (a, "only_a") if name in a.split_names else (b, "only_b")
+            empty = {"only_a": 0, "only_b": 0, "label": 0, "bytes": 0, "examples": {}}
+            splits[name] = {**empty, key: owner.manifest["splits"][name]["samples"]}
+    classes = {
+        "only_a": [c for c in a.classes if c not in set(b.classes)],
+        "only_b": [c for c in b.classes if c not in set(a.classes)],
+        "order": a.classes != b.classes and set(a.classes) == set(b.classes),
+    }
+    differences = sum(one[key] for one in splits.values() for key in ("only_a", "only_b", "label", "bytes"))
+    return {
+        "equal": differences == 0 and a.classes == b.classes,
+        "same_order": a.fingerprint == b.fingerprint,
+        "classes": classes,
+        "splits": splits,
+    }
+
+
+def _diff_split(a: Dataset, b: Dataset, name: str) -> dict[str, Any]:
+    tables = []
+    for dataset, side in ((a, "a"), (b, "b")):
+        split = dataset.split(name)
+        classes = np.asarray(dataset.classes, dtype=object)[split.label]
+        columns = {"source": read_sources(split.root), f"class_{side}": pa.array(classes, pa.string())}
+        columns |= {f"size_{side}": pa.array(split.size), f"crc32_{side}": pa.array(split.crc32)}
+        tables.append(pa.table(columns))
+    joined = tables[0].join(tables[1], "source", join_type="full outer", coalesce_keys=True)
+    only_a, only_b = pc.is_null(joined["size_b"]), pc.is_null(joined["size_a"])
+    found = {
+        "only_a": only_a,
+        "only_b": only_b,
+        "label": pc.fill_null(pc.not_equal(joined["class_a"], joined["class_b"]), False),
+        "bytes": pc.fill_null(
+            pc.or_(
+                pc.not_equal(joined["size_a"], joined["size_b"]),
+                pc.not_equal(joined["crc32_a"], joined["crc32_b"]),
+            ),
+            False,
+        ),
+    }
+    examples = {
+        key: sorted(joined.filter(mask)["source"].to_pylist())[:_EXAMPLES] for key, mask in found.items()
+    }
+    return {
+        **{key: int(pc.sum(mask).as_py() or 0) for key, mask in found.items()},
+        "examples": {key: names for key, names in examples.items() if names},
+    }
+
+
+def text(found: dict[str, Any], a: str, b: str) -> str:
+    """The differences for a terminal."""
+    if found["equal"]:
+        return f"{a} and {b} hold the same samples" + ("" if found["same_order"] else ", in another order")
+    lines = []
+    for side, name in (("only_a", a), ("only_b", b)):
+        if classes := found["classes"][side]:
+            lines.append(f"classes only in {name}: {len(classes)}, such as {', '.join(classes[:5])}")
+    if found["classes"]["order"]:
+        lines.append("the same classes in another order: labels differ")
+    titles = {
+        "only_a": f"only in {a}",
+        "only_b": f"only in {b}",
+        "label": "other class",
+        "bytes": "other bytes",
+    }
+    for split, one in found["splits"].items():
+        for key, title in titles.items():
+            if one[key]:
+                names = ", ".join(one["examples"].get(key, [])[:3])
+                lines.append(f"{split}: {one[key]:,} {title}" + (f", such as {names}" if names else ""))
+    return "\n".join(lines)

@@ -1,0 +1,219 @@
+"""What to pack, as columns: a listing of 14 million images stays within a few hundred bytes each."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shard.errors import FeedlineError
+
+SCHEMA = pa.schema(
+    [
+        ("source", pa.large_binary()),
+        ("label", pa.int32()),
+        ("container", pa.int32()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+    ]
+)
+
+
+_CHUNK = 1 << 20  # rows
+
+
+class Item(NamedTuple):
+    """One image.
+
+    Attributes:
+        source: its name, unique in the dataset: the path relative to the source, with forward slashes.
+        label: index into the class list.
+        container: number of the file that holds it, for the reader; -1: the file `source` itself.
+        offset: bytes into the container.
+        size: bytes.
+    """
+
+    source: str
+    label: int
+    container: int
+    offset: int
+    size: int
+
+
+class Reader(Protocol):
+    """Gives an item's bytes; is sent to worker processes."""
+
+    def read(self, item: Item) -> bytes:
+        """Bytes of the image as the source has them.
+
+        Raises:
+            FeedlineError: the source has vanished or changed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileReader:
+    """Reads files under `root`, or byte ranges of `containers`."""
+
+    root: str
+    containers: tuple[str, ...] = ()
+
+    def read(self, item: Item) -> bytes:
+        """See `Reader.read`."""
+        path = (
+            self.containers[item.container] if item.container >= 0 else os.path.join(self.root, item.source)
+        )
+        try:
+            if item.container < 0:
+                with open(path, "rb") as file:
+                    return file.read()
+            data = os.pread(_handle(path).fileno(), item.size, item.offset)
+        except OSError as error:
+            # Not the image's fault: the source vanished or its disk failed, and going on would hide that.
+            raise FeedlineError(
+                f"cannot read {path}: {error.strerror}; restore it and run the same command again"
+            ) from error
+        if len(data) != item.size:
+            raise FeedlineError(
+                f"{path} ends before {item.source} is complete ({len(data)} of {item.size} bytes); it was "
+                "truncated or replaced: restore it and run the same command again"
+            )
+        return data
+
+
+@lru_cache(maxsize=64)
+def _handle(path: str) -> io.FileIO:
+    return io.FileIO(path)
+
+
+@dataclass(slots=True, kw_only=True)
+class Listing:
+    """A source, listed.
+
+    Attributes:
+        kind: of source, such as "folders".
+        classes: class names by label.
+        readable: by label, a name for people where one is known, else "".
+        splits: by name, a table of `SCHEMA`, in no particular order.
+        ignored: rows for rejected.jsonl: what does not claim to be an image of a class.
+        reader: gives the bytes.
+    """
+
+    kind: str
+    classes: tuple[str, ...]
+    splits: dict[str, pa.Table]
+    reader: Reader
+    ignored: list[dict[str, str]] = field(default_factory=list)
+    readable: tuple[str, ...] = ()
+
+
+def table(
+    sources: Sequence[bytes],
+    labels: npt.ArrayLike,
+    sizes: npt.ArrayLike,
+    *,
+    containers: npt.ArrayLike = -1,
+    offsets: npt.ArrayLike = 0,
+    mtimes_ns: npt.ArrayLike = 0,
+) -> pa.Table:
+    """Make a table of `SCHEMA`; single numbers hold for all rows."""
+    n = len(sources)
+
+    def column(values: npt.ArrayLike, dtype: type) -> Any:
+        return pa.array(np.broadcast_to(np.asarray(values, dtype), n))
+
+    columns = [
+        pa.array(sources, pa.large_binary()),
+        column(labels, np.int32),
+        column(containers, np.int32),
+        column(offsets, np.int64),
+        column(sizes, np.int64),
+        column(mtimes_ns, np.int64),
+    ]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def rows(items: pa.Table, indices: npt.NDArray[np.int64]) -> tuple[Item, ...]:
+    """The items at `indices`, in that order."""
+    found: list[Item | None] = [None] * len(indices)
+    # Batch by batch: `Table.take` first copies all of a column that has several chunks.
+    first = 0
+    for batch in items.to_batches():
+        here = np.nonzero((indices >= first) & (indices < first + len(batch)))[0]
+        part = batch.take(pa.array(indices[here] - first))
+        columns = [part[name].to_pylist() for name in ("source", "label", "container", "offset", "size")]
+        for place, (source, *numbers) in zip(here.tolist(), zip(*columns, strict=True), strict=True):
+            found[place] = Item(os.fsdecode(source), *numbers)
+        first += len(batch)
+    return tuple(item for item in found if item is not None)
+
+
+def join(parts: Iterable[pa.Table]) -> pa.Table:
+    """Put tables together in chunks of many rows, so that a chunk per class or file does not slow down the rest."""
+    whole = pa.concat_tables(parts)
+    return pa.concat_tables(
+        whole.slice(i, _CHUNK).combine_chunks() for i in range(0, max(1, len(whole)), _CHUNK)
+    )
+
+
+def same_classes(expected: Sequence[str], found: Sequence[str], where: str | Path) -> None:
+    """Make sure that a split has the classes of the others.
+
+    Raises:
+        FeedlineError: lists the difference.
+    """
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        parts = [f"lacks {', '.join(missing[:5])}"] if missing else []
+        parts += [f"has besides {', '.join(extra[:5])}"] if extra else []
+        raise FeedlineError(
+            f"the classes of {where} differ from the other split's: it {' and '.join(parts)} ({len(missing)} "
+            f"missing, {len(extra)} extra); all splits need the same classes, or give the list with --classes FILE"
+        )
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read a class list: one name a line, in the order of the labels.
+
+    Raises:
+        FeedlineError: no such file, an empty line, or a name twice.
+    """
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FeedlineError(f"cannot read the class list {path}: {error}") from error
+    if not names:
+        raise FeedlineError(f"the class list {path} is empty; write one class name a line")
+    seen: set[str] = set()
+    for number, name in enumerate(names, start=1):
+        if not name.strip() or name in seen:
+            raise FeedlineError(
+                f"{path}, line {number}: {name!r} is empty or there twice; write one name a line"
+            )
+        seen.add(name)
+    return tuple(names)
+
+
+def require_same_labels(listing: Listing) -> None:
+    """Make sure that all splits have images of the same classes.
+
+    Raises:
+        FeedlineError: lists the difference.
+    """
+    present = {
+        split: [listing.classes[i] for i in np.unique(rows["label"].to_numpy()).tolist()]
+        for split, rows in listing.splits.items()
+    }
+    first = next(iter(present))
+    for split, found in present.items():
+        same_classes(present[first], found, f"split {split}")

@@ -1,0 +1,129 @@
+"""Where a build works, who holds it, and what an earlier build left there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shard.dataset import INDEX, MANIFEST, STAGING
+from shard.errors import FeedlineError
+from shard.index import CHECKSUMS, DUPLICATES, REJECTED, REPAIRED
+from shard.storage import is_remote, location, names_in, remove_tree, storage_errors, write_whole
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a build works.
+
+    Attributes:
+        target: the dataset.
+        records: records of finished shards, and the plan's fingerprint; in the target, so that any machine goes on.
+        staging: local folder for files under way.
+    """
+
+    target: Path
+    records: Path
+    staging: Path
+
+    @classmethod
+    def of(cls, destination: str | Path, staging: str | Path | None) -> Places:
+        """Places of a build into `destination`.
+
+        Raises:
+            FeedlineError: `staging` is given for a destination that needs none.
+        """
+        target = location(destination)
+        if not is_remote(target):
+            if staging is not None:
+                raise FeedlineError(
+                    f"staging is {staging}, but {target} is on a disk and needs none; leave it out"
+                )
+            return cls(target, target / STAGING, target / STAGING)
+        name = hashlib.sha256(str(target).encode()).hexdigest()[:16]
+        local = Path(staging) if staging is not None else Path(tempfile.gettempdir(), f"feedline-{name}")
+        return cls(target, target / STAGING, local)
+
+
+def refuse_inside(source: str, target: Path) -> None:
+    """Make sure that a build does not write into its source.
+
+    Raises:
+        FeedlineError: it would.
+    """
+    if "://" in source or is_remote(target):
+        return
+    root = Path(source).resolve()
+    if root == target.resolve() or root in target.resolve().parents:
+        raise FeedlineError(f"destination {target} lies in the source {root}; choose a folder outside of it")
+
+
+@contextmanager
+def locked(places: Places) -> Iterator[None]:
+    """Hold the build's lock; the system releases it when the process ends, however it ends."""
+    target, staging, new = places.target, places.staging, not places.target.exists()
+    if not new and not (target / MANIFEST).exists() and not places.records.exists() and any(target.iterdir()):
+        raise FeedlineError(f"{target} is not empty and was not made by `shard build`; choose a new folder")
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        lock = (staging / "lock").open("w")
+    except OSError as error:
+        raise FeedlineError(f"cannot write to {staging}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FeedlineError(
+                f"another build is writing to {target}; wait for it or choose another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            # A refusal must leave the folder as it was.
+            if names_in(staging) == {"lock"}:
+                shutil.rmtree(staging)
+                if new and not is_remote(target):
+                    target.rmdir()
+
+
+def remove_earlier(places: Places) -> None:
+    """Remove only what a build makes, the manifest first: nobody shall open half a dataset."""
+    target = places.target
+    with storage_errors("remove files in", target):
+        for name in (MANIFEST, CHECKSUMS, REJECTED, REPAIRED, DUPLICATES):
+            (target / name).unlink(missing_ok=True)
+        for pattern in ("*/shard-*.tar", "*/shard-*.idx", f"*/{INDEX}"):
+            for path in list(target.glob(pattern)):
+                path.unlink()
+        if is_remote(target):
+            remove_tree(places.records)
+        for path in places.staging.iterdir():
+            if path.name != "lock":
+                path.unlink()
+
+
+def same_plan(places: Places, identity: str) -> None:
+    """Make sure that an unfinished build in the target is of this plan.
+
+    Raises:
+        FeedlineError: it is of another.
+    """
+    marker = places.records / "plan"
+    with storage_errors("read", marker):
+        found = marker.read_text() if marker.exists() else identity
+    if found != identity:
+        raise FeedlineError(
+            f"{places.target} holds an unfinished build of another source state or other settings; give the same "
+            "ones, or --overwrite to start afresh"
+        )
+
+
+def begin_plan(places: Places, identity: str) -> None:
+    """Note whose the records in the target are."""
+    with write_whole(places.records / "plan", places.staging) as file:
+        file.write(identity.encode())

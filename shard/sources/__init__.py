@@ -1,0 +1,242 @@
+"""Sources of images: what SRC is, what identifies it, and the listing of its samples."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shard.errors import FeedlineError
+from shard.items import SCHEMA, FileReader, Listing, join, read_classes, require_same_labels
+from shard.sources import lists, parquet, webdataset
+from shard.sources.folders import list_folders
+from shard.sources.ilsvrc import TRAIN, VAL, list_ilsvrc
+from shard.sources.inputs import Input, find_inputs
+from shard.storage import location
+
+_LOSSLESS = ("utf-8", "surrogateescape")  # file names may hold bytes that are no UTF-8
+KINDS = ("folders", "ilsvrc", "list", "parquet", "webdataset")
+# Runs a function over inputs, perhaps in other processes, and gives the results in order.
+Map = Callable[[Callable[[Input, Path], Any], Sequence[Input]], Iterable[Any]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Source:
+    """A source before its samples are known one by one.
+
+    Attributes:
+        root: what was given.
+        kind: one of `KINDS`.
+        classes: the class list, if given from outside.
+        splits: the splits wanted; None: all.
+        listed: the listing, where it costs nothing but looking at names and sizes.
+        inputs: the files it consists of, where it takes reading them to list their samples.
+    """
+
+    root: str
+    kind: str
+    classes: tuple[str, ...] | None
+    splits: tuple[str, ...] | None
+    listed: Listing | None = None
+    inputs: tuple[Input, ...] = ()
+
+    def stamp(self, *, times: bool) -> str:
+        """Hex digest of what the source consists of: names, labels and sizes; with `times` also when changed."""
+        digest = hashlib.blake2b(repr((self.kind, self.classes, self.splits)).encode(), digest_size=16)
+        for one in self.inputs:
+            version = one.version if times else ""
+            digest.update(f"{one.name}\0{one.split}\0{one.size_bytes}\0{version}\n".encode())
+        if self.listed is not None:
+            reader = (
+                self.listed.reader
+            )  # a generator's settings are what it consists of; of files, only the names
+            digest.update(repr((self.listed.classes, reader if self.kind == "synth" else "")).encode())
+            digest.update("\0".join(sorted(row["source"] for row in self.listed.ignored)).encode(*_LOSSLESS))
+            for split in sorted(self.listed.splits):
+                digest.update(split.encode())
+                _update(digest, self.listed.splits[split], times=times)
+        return digest.hexdigest()
+
+    def listing(self, staging: Path, run: Map) -> Listing:
+        """List the samples; files of inputs that cannot be read at random are spooled into `staging`.
+
+        Raises:
+            FeedlineError: an input is damaged, a label is unknown, or splits have different classes.
+        """
+        found = self.listed
+        if found is None:
+            found = (
+                self._read_parquet(staging, run)
+                if self.kind == "parquet"
+                else self._read_shards(staging, run)
+            )
+        if self.splits is not None:
+            if missing := [name for name in self.splits if name not in found.splits]:
+                raise FeedlineError(
+                    f"{self.root} has no split {missing[0]!r}; it has {', '.join(sorted(found.splits))}"
+                )
+            found.splits = {name: found.splits[name] for name in self.splits}
+            found.ignored = [row for row in found.ignored if row["split"] in self.splits]
+        if empty := [name for name, rows in found.splits.items() if not len(rows)]:
+            raise FeedlineError(
+                f"split {empty[0]!r} of {self.root} has no samples; choose others with --splits"
+            )
+        return found
+
+    def _read_parquet(self, staging: Path, run: Map) -> Listing:
+        parts, containers, names = [], [], set()
+        for rows, path, classes in run(parquet.spool, self.inputs):
+            parts.append(rows)
+            containers.append(str(path))
+            names.add(classes)
+        if len(names) > 1:
+            raise FeedlineError(
+                f"the files of {self.root} name different classes; pack them apart, or give --classes"
+            )
+        return self._joined(parts, containers, self.classes or names.pop(), [])
+
+    def _read_shards(self, staging: Path, run: Map) -> Listing:
+        parts, containers = [], []
+        ignored: list[dict[str, str]] = []
+        for rows, path, unusable in run(webdataset.scan, self.inputs):
+            parts.append(rows)
+            containers.append(str(path))
+            ignored += unusable
+        return self._joined(parts, containers, self.classes or _own_classes(self.root), ignored)
+
+    def _joined(
+        self,
+        parts: list[pa.Table],
+        containers: list[str],
+        classes: tuple[str, ...] | None,
+        ignored: list[dict[str, str]],
+    ) -> Listing:
+        splits: dict[str, list[pa.Table]] = {}
+        for number, (one, rows) in enumerate(zip(self.inputs, parts, strict=True)):
+            here = pa.array(np.full(len(rows), number, np.int32))
+            splits.setdefault(one.split, []).append(
+                rows.set_column(SCHEMA.get_field_index("container"), "container", here)
+            )
+        tables = {split: join(rows) for split, rows in splits.items()}
+        wanted = [
+            rows["label"].to_numpy()
+            for split, rows in tables.items()
+            if not self.splits or split in self.splits
+        ]
+        labels = np.concatenate(wanted) if wanted else np.zeros(0, np.int64)
+        if not len(labels):
+            raise FeedlineError(f"{self.root} holds no sample with an image and a label")
+        known = classes or tuple(str(i) for i in range(int(labels.max()) + 1))
+        if labels.min() < 0 or labels.max() >= len(known):
+            wrong = int(labels.min() if labels.min() < 0 else labels.max())
+            raise FeedlineError(
+                f"{self.root} has the label {wrong}, but {len(known)} classes; leave out a split without labels "
+                f"with --splits (it has {', '.join(sorted(tables))}), or give the right list with --classes"
+            )
+        reader = FileReader("", tuple(containers))
+        listing = Listing(kind=self.kind, classes=known, splits=tables, reader=reader, ignored=ignored)
+        if classes is None:
+            require_same_labels(listing)
+        return listing
+
+
+def open_source(
+    root: str, kind: str = "auto", classes: str | Path | None = None, splits: Sequence[str] | None = None
+) -> Source:
+    """Find out what `root` is, and look at it.
+
+    Args:
+        root: folder, file, glob or fsspec URL.
+        kind: one of `KINDS`, or "auto".
+        classes: file with the class list.
+        splits: splits to take; None: all.
+
+    Raises:
+        FeedlineError: nothing there, or nothing that can be packed.
+    """
+    names = read_classes(Path(classes)) if classes is not None else None
+    kind = detect(root) if kind == "auto" else kind
+    if kind not in KINDS:
+        raise FeedlineError(f"source is {kind!r}; choose one of auto, {', '.join(KINDS)}")
+    source = Source(root=root, kind=kind, classes=names, splits=tuple(splits) if splits else None)
+    if kind in ("parquet", "webdataset"):
+        suffixes = parquet.SUFFIXES if kind == "parquet" else webdataset.SUFFIXES
+        found = find_inputs(root, suffixes)
+        source.inputs = tuple(one for one in found if source.splits is None or one.split in source.splits)
+        if not source.inputs:
+            have = ", ".join(sorted({one.split for one in found}))
+            raise FeedlineError(
+                f"{root} has no split {source.splits[0] if source.splits else ''!r}; it has {have}"
+            )
+        return source
+    if "://" in root:
+        raise FeedlineError(
+            f"{root}: a source of kind {kind} must lie on a disk; only Parquet and WebDataset may be URLs"
+        )
+    lister = {"folders": list_folders, "ilsvrc": list_ilsvrc, "list": lists.list_file}[kind]
+    source.listed = lister(Path(root), names)
+    return source
+
+
+def detect(root: str) -> str:
+    """Kind of a source, by what lies there."""
+    if root.endswith(lists.SUFFIXES):
+        return "list"
+    if root.endswith(parquet.SUFFIXES):
+        return "parquet"
+    if root.endswith(webdataset.SUFFIXES):
+        return "webdataset"
+    if "://" in root or "*" in root:
+        names = [one.name for one in find_inputs(root, (*parquet.SUFFIXES, *webdataset.SUFFIXES))]
+    else:
+        path = Path(root)
+        if not path.exists():
+            raise FeedlineError(
+                f"{root} does not exist; give a folder, a list file, tars, Parquet files or a URL"
+            )
+        if (path / TRAIN).exists() or (path / VAL).exists():
+            return "ilsvrc"
+        names = list(_first_files(path))
+    for kind, suffixes in (("webdataset", webdataset.SUFFIXES), ("parquet", parquet.SUFFIXES)):
+        if any(name.endswith(suffixes) for name in names):
+            return kind
+    return "folders"
+
+
+def _first_files(path: Path) -> Iterator[str]:
+    """File names in a folder, and a few of those right below it."""
+    for entry in os.scandir(path):
+        if entry.is_file():
+            yield entry.name
+        elif entry.is_dir() and not entry.name.startswith("."):
+            yield from (inner.name for inner in islice(os.scandir(entry.path), 100))
+
+
+def _own_classes(root: str) -> tuple[str, ...] | None:
+    """Class list of a dataset of ours that is packed anew."""
+    from shard.dataset import MANIFEST, Dataset
+
+    folder = location(root.split("*")[0].split("{")[0])
+    for place in (folder, folder.parent, folder.parent.parent):
+        if (place / MANIFEST).exists():
+            return Dataset.open(place).classes
+    return None
+
+
+def _update(digest: Any, rows: pa.Table, *, times: bool) -> None:
+    """Feed a table into a digest, in an order that does not depend on the file system's."""
+    order = pc.sort_indices(rows, [("source", "ascending")])
+    for first in range(0, len(order), 1 << 18):
+        part = rows.take(order[first : first + (1 << 18)])
+        for name in part["source"].to_pylist():
+            digest.update(name + b"\0")
+        for column in ("label", "size", *(["mtime_ns"] if times else [])):
+            digest.update(part[column].to_numpy().tobytes())

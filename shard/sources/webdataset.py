@@ -1,0 +1,114 @@
+"""WebDataset shards: our own or somebody else's, to be packed anew."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+
+from shard.items import table
+from shard.sources.folders import IMAGE_SUFFIXES
+from shard.sources.inputs import Input, fetch
+from shard.sources.tars import Member, members
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_ANNOTATION_LIMIT = 1 << 20  # bytes of a .cls or .json worth reading
+
+
+class Sample(NamedTuple):
+    """A sample of a shard.
+
+    Attributes:
+        key: common part of its members' names.
+        image: its picture.
+        label: its class.
+        source: name that our own packer gave it, or None.
+        members: all of its files.
+    """
+
+    key: str
+    image: Member
+    label: int
+    source: str | None
+    members: list[Member]
+
+
+class Unusable(NamedTuple):
+    """A sample without picture or label."""
+
+    key: str
+    reason: str
+
+
+def scan(source: Input, staging: Path) -> tuple[pa.Table, Path, list[dict[str, str]]]:
+    """List one shard: its images, the local file they lie in, and rows for rejected.jsonl."""
+    path = local(source, staging)
+    names: list[bytes] = []
+    rows: list[tuple[int, int, int]] = []
+    unusable: list[dict[str, str]] = []
+    with path.open("rb") as file:
+        for sample in samples(file, source.url):
+            name = f"{source.name}/{sample.key}"
+            if isinstance(sample, Unusable):
+                unusable.append({"source": name, "split": source.split, "reason": sample.reason})
+                continue
+            names.append(os.fsencode(sample.source or name))
+            rows.append((sample.label, sample.image.size, sample.image.offset))
+    labels, sizes, offsets = zip(*rows, strict=True) if rows else ((), (), ())
+    return table(names, labels, sizes, containers=0, offsets=offsets), path, unusable
+
+
+def local(source: Input, staging: Path) -> Path:
+    """Path of the plain tar on this machine, fetched or decompressed into `staging` where it must be."""
+    if source.is_remote or not source.url.endswith(".tar"):
+        return fetch(source.url, source.spooled(staging, ".tar"))
+    return Path(source.url)
+
+
+def samples(file: BinaryIO, path: str) -> Iterator[Sample | Unusable]:
+    """Samples of an open shard, in order.
+
+    Raises:
+        FeedlineError: not a tar, or cut off.
+    """
+    for key, group in groupby(members(file, path), key=lambda member: _key(member.name)):
+        yield _sample(key, list(group), file)
+
+
+def _key(name: str) -> str:
+    """Webdataset's rule: up to the first dot after the last slash."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".", 1)[0]
+
+
+def _sample(key: str, files: list[Member], file: BinaryIO) -> Sample | Unusable:
+    by_suffix = {member.name[len(key) :].lower(): member for member in files}
+    if len(by_suffix) < len(files):
+        return Unusable(key, "the same member twice in a row")
+    images = [m for suffix, m in by_suffix.items() if suffix.endswith(IMAGE_SUFFIXES)]
+    if len(images) != 1:
+        return Unusable(key, f"{len(images) or 'no'} images in one sample")
+    about: object = None
+    if (member := by_suffix.get(".json")) is not None:
+        try:
+            about = json.loads(_read(file, member))
+        except ValueError:
+            return Unusable(key, "its .json is not valid")
+    known = about if isinstance(about, dict) else {}
+    label: object = known.get("label")
+    if (member := by_suffix.get(".cls")) is not None:
+        label = _read(file, member).decode("ascii", "replace").strip()
+    if isinstance(label, bool) or not str(label).isdecimal():
+        return Unusable(key, f"no label: .cls or .json's label is {label!r}, expected a whole number")
+    source = known.get("source")
+    return Sample(key, images[0], int(str(label)), source if isinstance(source, str) else None, files)
+
+
+def _read(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset)  # tarfile seeks to where it was by itself
+    return file.read(min(member.size, _ANNOTATION_LIMIT))

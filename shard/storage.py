@@ -1,0 +1,158 @@
+"""Where datasets lie: a folder, or any fsspec URL (s3://, gs://, …). Paths are `pathlib` or `upath` ones alike."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import fsspec
+
+from shard.errors import FeedlineError
+
+_CHUNK = 1 << 20
+
+
+def location(name: str | Path) -> Path:
+    """Path object of a folder or URL.
+
+    Raises:
+        FeedlineError: no such kind of storage, or its package is not installed.
+    """
+    if "://" not in str(name):
+        return Path(name)
+    from upath import UPath  # only here: importing it takes as long as the rest of this package
+
+    with storage_errors("open", str(name)):
+        found = UPath(str(name))
+        found.exists()  # says early what is missing: a package, credentials, a bucket
+    return cast(Path, found)  # it has pathlib's methods, but is no pathlib.Path
+
+
+def is_remote(path: Path) -> bool:
+    """Whether it is a URL."""
+    return "://" in str(path)
+
+
+@contextmanager
+def storage_errors(verb: str, what: str | Path) -> Iterator[None]:
+    """Turn what file systems raise into one line.
+
+    Raises:
+        FeedlineError: in place of whatever the storage raised.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise FeedlineError(
+            f"cannot {verb} {what}: {error}; install the package, such as feedline[s3]"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise FeedlineError(f"cannot {verb} {what}: {_text(error)}") from error
+    except Exception as error:
+        # botocore's and google's errors derive from Exception alone, and only they are expected here.
+        if type(error).__module__.split(".")[0] in (
+            "botocore",
+            "aiobotocore",
+            "aiohttp",
+            "gcsfs",
+            "google",
+            "s3fs",
+        ):
+            raise FeedlineError(f"cannot {verb} {what}: {_text(error)}") from error
+        raise
+
+
+def _text(error: BaseException) -> str:
+    return (
+        (error.strerror if isinstance(error, OSError) else None)
+        or " ".join(str(error).split())
+        or repr(error)
+    )
+
+
+@contextmanager
+def write_whole(path: Path, staging: Path) -> Iterator[BinaryIO]:
+    """Write a file aside in `staging`, and give it its name only when it is complete.
+
+    A local file is synced to disk and renamed (`staging` must be on the same file system). A remote one is
+    uploaded and read back, and its SHA-256 compared.
+
+    Raises:
+        FeedlineError: it could not be written (disk full, no permission, upload failed); nothing is left behind.
+    """
+    # The process number, because a worker that outlives a killed build must not share a file with the next.
+    aside = staging / f"{path.parent.name}-{path.name}.{os.uname().nodename}.{os.getpid()}.part"
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            if not is_remote(path):
+                os.fsync(file.fileno())
+        if is_remote(path):
+            _upload(aside, path)
+        else:
+            aside.replace(path)
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise FeedlineError(
+            f"cannot write {path}: {_text(error)}; finished shards are kept, make room and run the same command again"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _upload(local: Path, path: Path) -> None:
+    with storage_errors("write", path):
+        fs, inside = fsspec.core.url_to_fs(str(path), **getattr(path, "storage_options", {}))
+        fs.put_file(str(local), inside)
+        fs.invalidate_cache()
+        if file_sha256(path) != file_sha256(local):
+            fs.rm_file(inside)
+            raise FeedlineError(
+                f"{path} came back different from what was uploaded; it was removed: run the same command again"
+            )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder or everything below a URL, if it is there."""
+    if not is_remote(path):
+        shutil.rmtree(path, ignore_errors=False) if path.exists() else None
+        return
+    with storage_errors("remove", path):
+        fs, inside = fsspec.core.url_to_fs(str(path), **getattr(path, "storage_options", {}))
+        fs.invalidate_cache()
+        if fs.exists(inside):
+            fs.rm(inside, recursive=True)
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of the files in a folder; none if it does not exist."""
+    with storage_errors("list", folder):
+        if is_remote(folder):
+            fs, inside = fsspec.core.url_to_fs(str(folder), **getattr(folder, "storage_options", {}))
+            fs.invalidate_cache()
+            return {entry.rsplit("/", 1)[-1] for entry in fs.find(inside, maxdepth=1)}
+        return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()

@@ -1,0 +1,127 @@
+"""Every odd file has its expected fate, and nothing gets through that a decoder refuses."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from shard.errors import FeedlineError
+from shard.image import BadImageError, Checked, Policy, check
+from tests.shard.fuzz import Decoders, fuzz
+from tests.shard.hostile import Odd, corpus, encoded, exif, picture
+
+CORPUS = corpus()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(CORPUS) >= 80
+
+
+@pytest.mark.parametrize(("name", "odd"), CORPUS.items(), ids=CORPUS)
+def test_odd_files_meet_their_fate(name: str, odd: Odd) -> None:
+    try:
+        found: Checked | str = check(odd.data)
+    except BadImageError as error:
+        found = f"rejected: {error}"
+    if isinstance(found, str):
+        assert odd.fate.startswith("rejected"), found
+        assert found.startswith(odd.fate)
+        return
+    assert ",".join(found.changes) == ("" if odd.fate == "kept" else odd.fate)
+    if odd.fate == "kept":
+        assert found.data == odd.data
+    image = Image.open(io.BytesIO(found.data))
+    assert (image.format, image.size) == ("JPEG", (found.width, found.height))
+    assert "progressive" not in image.info
+    assert Decoders().refusals(found.data) == []
+
+
+@pytest.mark.parametrize("kind", ["format", "progressive", "trailing", "unterminated", "exif", "markers"])
+def test_mended_images_look_as_before(kind: str) -> None:
+    for name, odd in CORPUS.items():
+        # Pillow's own reading of 16 bits as RGB clips, and of MPO and APNG is of the first picture
+        if odd.fate != kind or name.startswith("deep"):
+            continue
+        before, after = pixels(odd.data), pixels(check(odd.data).data)
+        limit = 0 if kind in ("trailing", "unterminated", "exif", "markers") else 3
+        if name != "jpeg-inside.tiff" and kind != "markers":
+            assert np.abs(before - after).mean() <= limit, name
+
+
+def test_sixteen_bits_become_eight() -> None:
+    data = CORPUS["deep.png"].data
+    before = np.asarray(Image.open(io.BytesIO(data))).astype(int) // 257
+    assert np.abs(pixels(check(data).data)[..., 0] - before).mean() < 2
+
+
+def test_orientation_is_removed_applied_or_kept() -> None:
+    data = encoded(picture(), "JPEG", exif=exif(6), quality=95, subsampling=0)
+    plain = pixels(data)
+    stripped, applied, kept = (check(data, Policy(exif=how)) for how in ("strip", "apply", "keep"))
+    assert kept.data == data
+    assert (pixels(stripped.data) == plain).all()
+    assert not Image.open(io.BytesIO(stripped.data)).getexif()
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))).astype(int)
+    assert (applied.width, applied.height) == (100, 130)
+    assert np.abs(pixels(applied.data) - upright).mean() < 3
+    assert Image.open(io.BytesIO(applied.data)).getexif().get(0x0112, 1) == 1
+    assert [list(one.changes) for one in (stripped, applied, kept)] == [["exif"], ["exif"], []]
+
+
+def test_what_a_policy_keeps_is_stored_as_it_is() -> None:
+    for name, kind in [("progressive.jpg", "progressive"), ("trailing-text.jpg", "trailing")]:
+        kept = check(CORPUS[name].data, Policy(keep=(kind,)))
+        assert (kept.data, kept.changes) == (CORPUS[name].data, {})
+
+
+def test_skip_and_fail_reject_what_repair_would_mend() -> None:
+    for how in ("skip", "fail"):
+        with pytest.raises(BadImageError, match=r"needs repair: PNG, mode RGB, format, to baseline JPEG"):
+            check(CORPUS["png-in-disguise.JPEG"].data, Policy(on_bad=how))
+        assert "exif" in check(CORPUS["exif-rotated.jpg"].data, Policy(on_bad=how)).changes
+        assert check(CORPUS["baseline.jpg"].data, Policy(on_bad=how)).changes == {}
+
+
+@pytest.mark.parametrize(
+    ("limits", "size"),
+    [({"max_side": 65}, (65, 50)), ({"short_side": 50}, (65, 50)), ({"max_side": 500}, (130, 100))],
+)
+def test_reduced_images_have_the_asked_size(limits: dict[str, int], size: tuple[int, int]) -> None:
+    data = CORPUS["baseline.jpg"].data
+    found = check(data, Policy(**limits, quality=80))
+    assert (found.width, found.height) == Image.open(io.BytesIO(found.data)).size == size
+    assert (found.data == data) == (size == (130, 100))
+
+
+def test_header_checking_trusts_coded_data_and_nothing_else() -> None:
+    policy = Policy(check="header")
+    assert check(CORPUS["damaged.jpg"].data, policy).changes == {}
+    inside = ("two-in-one.jpg", "several-pictures.mpo")  # these end as a good file does
+    for name, odd in CORPUS.items():
+        if not odd.fate.startswith(("rejected", "warning")) and name not in inside:
+            assert ",".join(check(odd.data, policy).changes) == ("" if odd.fate == "kept" else odd.fate), name
+
+
+@pytest.mark.parametrize(
+    "values", [{"quality": 0}, {"max_side": 0}, {"short_side": -1}, {"keep": ("color",)}]
+)
+def test_policies_out_of_range(values: dict[str, object]) -> None:
+    with pytest.raises(FeedlineError, match=next(iter(values))):
+        Policy(**values)  # type: ignore[arg-type]
+
+
+def test_no_mutant_gets_through_that_a_decoder_refuses() -> None:
+    seeds = [
+        encoded(picture(), "JPEG"),
+        encoded(picture(), "JPEG", progressive=True),
+        encoded(picture(), "JPEG", restart_marker_blocks=4, exif=exif(6)),
+    ]
+    outcomes, failures = fuzz(seeds, 600)
+    assert failures == []
+    assert outcomes["rejected"] > 100
+    assert outcomes["kept"] > 20
