@@ -18,9 +18,9 @@ from shard.items import read_classes
 from shard.jpeg import MarkerError, parse
 from shard.names import readable
 from shard.pack import IDX_VERSION, Row
-from shard.sources.inputs import Input, fetch, find_inputs
+from shard.sources.inputs import Input, find_inputs
 from shard.sources.webdataset import Sample, samples
-from shard.storage import file_sha256, location, write_whole
+from shard.storage import file_sha256, local_copy, location, write_whole
 from shard.verify import Progress, idx_line
 
 
@@ -144,8 +144,7 @@ def index_shard(source: Input) -> Indexed:
     rows: list[Row] = []
     lines: list[str] = []
     unusable: list[dict[str, str]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = fetch(source.url, Path(folder, "shard.tar")) if source.is_remote else Path(source.url)
+    with local_copy(location(source.url)) as path:
         with path.open("rb") as file:
             for sample in samples(file, source.url):
                 row = (

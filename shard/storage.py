@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
@@ -28,7 +29,8 @@ def location(name: str | Path) -> Path:
     from upath import UPath  # only here: importing it takes as long as the rest of this package
 
     with storage_errors("open", str(name)):
-        found = UPath(str(name))
+        # Without its cache of listings: other processes write here, too.
+        found = UPath(str(name), use_listings_cache=False)
         found.exists()  # says early what is missing: a package, credentials, a bucket
     return cast(Path, found)  # it has pathlib's methods, but is no pathlib.Path
 
@@ -108,14 +110,19 @@ def write_whole(path: Path, staging: Path) -> Iterator[BinaryIO]:
 
 def _upload(local: Path, path: Path) -> None:
     with storage_errors("write", path):
-        fs, inside = fsspec.core.url_to_fs(str(path), **getattr(path, "storage_options", {}))
+        fs, inside = _fs(path)
         fs.put_file(str(local), inside)
-        fs.invalidate_cache()
         if file_sha256(path) != file_sha256(local):
             fs.rm_file(inside)
             raise FeedlineError(
                 f"{path} came back different from what was uploaded; it was removed: run the same command again"
             )
+
+
+def _fs(path: Path) -> tuple[Any, str]:
+    """File system of a remote path, and the path within it."""
+    remote = cast(Any, path)
+    return remote.fs, remote.path
 
 
 def _sync_folder(folder: Path) -> None:
@@ -136,14 +143,38 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def fetch(url: str, to: Path) -> Path:
+    """Copy a remote or compressed file to `to`, decompressed as its name says, unless it is there already.
+
+    Raises:
+        FeedlineError: the storage does not give it, or the disk does not take it.
+    """
+    if not to.exists():
+        aside = to.with_name(to.name + ".part")
+        with storage_errors("read", url):
+            with fsspec.open(url, "rb", compression="infer") as source, aside.open("wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+            aside.replace(to)
+    return to
+
+
+@contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """Give a file on this machine: `path` itself, or a temporary copy of it if it is remote."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield fetch(str(path), Path(folder, path.name))
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder or everything below a URL, if it is there."""
     if not is_remote(path):
         shutil.rmtree(path, ignore_errors=False) if path.exists() else None
         return
     with storage_errors("remove", path):
-        fs, inside = fsspec.core.url_to_fs(str(path), **getattr(path, "storage_options", {}))
-        fs.invalidate_cache()
+        fs, inside = _fs(path)
         if fs.exists(inside):
             fs.rm(inside, recursive=True)
 
@@ -152,7 +183,6 @@ def names_in(folder: Path) -> set[str]:
     """Names of the files in a folder; none if it does not exist."""
     with storage_errors("list", folder):
         if is_remote(folder):
-            fs, inside = fsspec.core.url_to_fs(str(folder), **getattr(folder, "storage_options", {}))
-            fs.invalidate_cache()
+            fs, inside = _fs(folder)
             return {entry.rsplit("/", 1)[-1] for entry in fs.find(inside, maxdepth=1)}
         return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()

@@ -8,9 +8,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from shard.dataset import Dataset, Split, read_sources
-from shard.duplicates import read_image
 from shard.errors import FeedlineError
-from shard.storage import write_whole
+from shard.storage import local_copy
 from shard.verify import Progress
 
 
@@ -49,24 +48,39 @@ def unpack(
     for split in chosen:
         for label in np.unique(split.label).tolist():
             (root / split.name / dataset.classes[label]).mkdir(parents=True, exist_ok=True)
-        for i, name in _names(split):
-            path = root / split.name / dataset.classes[int(split.label[i])] / name
-            with write_whole(path, path.parent) as file:
-                file.write(read_image(split, i))
-            done += 1
+        paths = list(_paths(split, dataset.classes, root / split.name))
+        for number in range(len(split.shards)):
+            with local_copy(split.shard_path(number)) as tar, tar.open("rb") as shard:
+                for i in np.flatnonzero(split.shard == number).tolist():
+                    shard.seek(int(split.offset[i]))
+                    _write(paths[i], shard.read(int(split.size[i])))
+                    done += 1
             progress("unpacking images", done, total)
     return total
 
 
-def _names(split: Split) -> Iterator[tuple[int, str]]:
-    """File name of every sample."""
-    sources = read_sources(split.root)
-    taken: set[tuple[int, str]] = set()
-    for i in range(len(split)):
-        name = PurePosixPath(sources[i].as_py()).name
+def _paths(split: Split, classes: tuple[str, ...], root: Path) -> Iterator[Path]:
+    """Path of every sample."""
+    sources = read_sources(split.root).to_pylist()
+    taken: set[Path] = set()
+    for i, (source, label) in enumerate(zip(sources, split.label.tolist(), strict=True)):
+        name = PurePosixPath(source).name
         if not name.lower().endswith((".jpg", ".jpeg", ".jpe", ".jfif")):
             name += ".jpg"
-        if (int(split.label[i]), name) in taken:
-            name = f"{split.key(i).replace('/', '_')}-{name}"
-        taken.add((int(split.label[i]), name))
-        yield i, name
+        path = root / classes[label] / name
+        if path in taken:
+            path = path.with_name(f"{split.key(i).replace('/', '_')}-{name}")
+        taken.add(path)
+        yield path
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except BaseException as error:
+        path.unlink(missing_ok=True)  # half a file is worse than none
+        if isinstance(error, OSError):
+            raise FeedlineError(
+                f"cannot write {path}: {error.strerror}; make room and unpack anew"
+            ) from error
+        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,9 +18,8 @@ from shard.execute import start_workers
 from shard.image import KEEPABLE, BadImageError, Policy, check
 from shard.index import CHECKSUMS
 from shard.pack import IDX_VERSION, Row
-from shard.sources.inputs import fetch
 from shard.sources.webdataset import Sample, Unusable, samples
-from shard.storage import file_sha256, is_remote, location, storage_errors
+from shard.storage import file_sha256, is_remote, local_copy, location, storage_errors
 
 # What a packed image may be: everything else would have been mended.
 _AS_STORED = Policy(keep=KEEPABLE, exif="keep")
@@ -150,13 +148,15 @@ def _idx(one: ShardCheck) -> Path:
 
 def _check_shard(one: ShardCheck, *, decode: bool) -> list[str]:
     """Problems of one shard; runs in a worker process."""
+    problems: list[str] = []
     try:
-        with tempfile.TemporaryDirectory() as folder, storage_errors("read", one.path):
-            path = fetch(str(one.path), Path(folder, one.path.name)) if is_remote(one.path) else one.path
-            problems = [*_check_sums(one, path)]
-            return [*problems, *_check_samples(one, path, decode=decode)] if one.indexed else problems
+        with storage_errors("read", one.path), local_copy(one.path) as path:
+            problems += _check_sums(one, path)
+            if one.indexed:
+                problems += _check_samples(one, path, decode=decode)
     except FeedlineError as error:
-        return [str(error)]
+        problems.append(str(error))
+    return problems
 
 
 def _check_sums(one: ShardCheck, path: Path) -> Iterator[str]:
@@ -176,8 +176,11 @@ def _check_samples(one: ShardCheck, path: Path, *, decode: bool) -> Iterator[str
         yield f"{one.path}: has {len(rows)} samples in {INDEX}, {MANIFEST} says {one.about['samples']}"
     idx = [f"{IDX_VERSION} {len(rows)}"]
     with path.open("rb") as file:
-        usable = (sample for sample in samples(file, str(one.path)) if _counts(sample, one))
-        for sample, row in zip_longest(usable, rows):
+        found = samples(file, str(one.path))
+        if one.about.get("foreign", False):  # these may hold samples that the index leaves out
+            keys = {row.key for row in rows}
+            found = (sample for sample in found if sample.key in keys)
+        for sample, row in zip_longest(found, rows):
             where = f"{one.path}: key {sample.key if row is None else row.key}"
             if row is None or sample is None or sample.key != row.key:
                 yield f"{where}: {INDEX} and tar have different samples from here on"
@@ -193,11 +196,6 @@ def _check_samples(one: ShardCheck, path: Path, *, decode: bool) -> Iterator[str
             )
     if _idx(one).read_bytes() != ("\n".join(idx) + "\n").encode():
         yield f"{_idx(one)}: does not fit the tar"
-
-
-def _counts(sample: Sample | Unusable, one: ShardCheck) -> bool:
-    """Somebody else's shards may hold samples without picture or label, which their index leaves out."""
-    return isinstance(sample, Sample) or not one.about.get("foreign", False)
 
 
 def idx_line(sample: Sample) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import braceexpand
 import fsspec
 
 from shard.errors import FeedlineError
-from shard.storage import storage_errors
+from shard.storage import fetch, storage_errors
 
 _SPLIT = re.compile(r"(?:^|[-_./])(train|training|validation|valid|val|test)(?=[-_./])")
 _SPLIT_NAMES = {"training": "train", "valid": "val"}
@@ -51,21 +50,6 @@ class Input:
     def spooled(self, staging: Path, suffix: str) -> Path:
         """Name in `staging` for something made of this file."""
         return staging / f"{hashlib.sha256(f'{self.url} {self.version}'.encode()).hexdigest()[:24]}{suffix}"
-
-
-def fetch(url: str, to: Path) -> Path:
-    """Copy a remote or compressed file to `to`, decompressed as its name says, unless it is there already.
-
-    Raises:
-        FeedlineError: the storage does not give it, or the disk does not take it.
-    """
-    if not to.exists():
-        aside = to.with_name(to.name + ".part")
-        with storage_errors("read", url):
-            with fsspec.open(url, "rb", compression="infer") as source, aside.open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
-            aside.replace(to)
-    return to
 
 
 def find_inputs(source: str, suffixes: Sequence[str]) -> list[Input]:

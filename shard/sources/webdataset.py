@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from shard.items import table
 from shard.sources.folders import IMAGE_SUFFIXES
-from shard.sources.inputs import Input, fetch
+from shard.sources.inputs import Input
 from shard.sources.tars import Member, members
+from shard.storage import fetch
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _ANNOTATION_LIMIT = 1 << 20  # bytes of a .cls or .json worth reading
