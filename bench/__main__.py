@@ -1,4 +1,4 @@
-"""Command line: python -m bench throughput | parity."""
+"""Command line: python -m bench throughput | parity | packing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from bench.packing import packing
+from bench.packing import table as packing_table
 from bench.parity import parity
 from bench.parity import table as parity_table
 from bench.report import picture, require_matplotlib, table
@@ -89,7 +91,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=_parity)
+
+    command = commands.add_parser(
+        "packing",
+        help="images/s of `shard build`, against tar, webdataset and the decode ceiling",
+        description="Pack class folders of JPEGs with every contestant in turn, and compare.",
+    )
+    add = command.add_argument
+    add(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="class folders; several GB give steady figures",
+    )
+    add(
+        "--scratch",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where to write, on the disk of interest",
+    )
+    add("--repeats", type=_positive, default=5, help="interleaved repeats (default: 5)")
+    add("--out", type=Path, help="also write the record to this file")
+    add("--json", action="store_true", help="print the record instead of the table")
+    command.set_defaults(run=_packing)
     return parser
+
+
+def _packing(options: argparse.Namespace) -> int:
+    record = packing(
+        options.source, options.scratch, options.repeats, lambda text: print(text, file=sys.stderr)
+    )
+    if options.out is not None:
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record) if options.json else packing_table(record))
+    return 0
 
 
 def _parity(options: argparse.Namespace) -> int:

@@ -112,13 +112,14 @@ def _run(stage: Stage, seconds: float) -> tuple[int, int, float, float, float]:
 
 def cpu_seconds() -> float:
     """CPU time used so far by this process and, on Linux, its living children (DataLoader workers)."""
-    return time.process_time() + sum(map(_process_seconds, _children("self")))
+    return time.process_time() + sum(map(_process_seconds, children("self")))
 
 
-def _children(pid: str) -> list[str]:
+def children(pid: str) -> list[str]:
+    """Process numbers of all living descendants; on Linux."""
     lists = Path("/proc", pid, "task").glob("*/children")
     direct = [child for path in lists for child in _text(path).split()]
-    return direct + [grandchild for child in direct for grandchild in _children(child)]
+    return direct + [grandchild for child in direct for grandchild in children(child)]
 
 
 def _process_seconds(pid: str) -> float:

@@ -75,7 +75,7 @@ def build(
         source: what `shard.sources.open_source` takes, or its result.
         destination: folder or fsspec URL for the dataset; made if missing.
         settings: what decides its content.
-        workers: processes; None: one per core. Does not change a single byte of the result.
+        workers: processes; None: one more than cores. Does not change a single byte of the result.
         scheduler: address of a Dask scheduler to work on instead; all its machines must reach source and destination.
         max_bad: rejected images allowed, a count or a percentage of all.
         overwrite: remove an earlier dataset or unfinished build in `destination` first.
@@ -239,9 +239,8 @@ def _finish(
             if not summary.samples:
                 raise FeedlineError(f"split {one.split} has no image left after checking; see --max-bad")
             summaries[one.split] = summary
-    duplicates = list(
-        find_duplicates({name: read_split(target / name, one.shards) for name, one in summaries.items()})
-    )
+    splits = {name: read_split(target / name, one.shards) for name, one in summaries.items()}
+    duplicates = list(find_duplicates(splits, {name: bytes(one.digests) for name, one in summaries.items()}))
     with write_whole(target / DUPLICATES, staging) as file:
         write_lines(file, duplicates)
     leaks = sum(row["across_splits"] for row in duplicates)

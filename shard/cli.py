@@ -110,7 +110,7 @@ def _add_order(command: argparse.ArgumentParser) -> None:
 def _add_work(command: argparse.ArgumentParser, flag: str = "--workers") -> None:
     command.add_argument(
         flag, dest="workers", type=int, metavar="N",
-        help="processes (default: one per core); changes nothing in the result",
+        help="processes (default: one more than cores); changes nothing in the result",
     )  # fmt: skip
 
 

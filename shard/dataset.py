@@ -176,6 +176,18 @@ def read_sources(folder: Path) -> pa.ChunkedArray:
         raise FeedlineError(f"cannot read {path}: {error}; run `python -m shard verify`") from error
 
 
+def read_image(split: Split, i: int) -> bytes:
+    """Encoded image of sample i, out of its shard.
+
+    Raises:
+        FeedlineError: the shard cannot be read.
+    """
+    path: Path = split.shard_path(int(split.shard[i]))
+    with storage_errors("read", path), path.open("rb") as file:
+        file.seek(int(split.offset[i]))
+        return file.read(int(split.size[i]))
+
+
 _COLUMNS: dict[str, npt.DTypeLike] = {
     "shard": np.int32,
     "offset": np.int64,

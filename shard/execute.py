@@ -65,7 +65,7 @@ def start_workers(count: int | None = None, scheduler: str | None = None) -> Ite
     """Start workers, and stop them at the end.
 
     Args:
-        count: processes; None: one per core; 1: in this process.
+        count: processes; None: one more than cores, so that cores work while a shard is flushed; 1: in this process.
         scheduler: address of a Dask scheduler; its workers are used instead.
 
     Raises:
@@ -75,7 +75,7 @@ def start_workers(count: int | None = None, scheduler: str | None = None) -> Ite
         with _dask(scheduler) as found:
             yield found
         return
-    count = (os.cpu_count() or 1) if count is None else count
+    count = (os.cpu_count() or 1) + 1 if count is None else count
     if count < 1:
         raise FeedlineError(f"workers is {count}; it must be at least 1")
     if count == 1:
@@ -89,7 +89,7 @@ def start_workers(count: int | None = None, scheduler: str | None = None) -> Ite
     except BrokenProcessPool as error:
         raise FeedlineError(
             "a worker process died (killed, or out of memory); finished work is kept: run the same command "
-            "again, perhaps with fewer --workers"
+            "again, perhaps with fewer --workers (a script must call this below `if __name__ == '__main__':`)"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -51,7 +51,7 @@ def index_shards(
         urls: tars, folders of tars, globs, brace patterns; on a disk or behind fsspec URLs.
         destination: folder for the indexes, new or without a dataset.
         classes: file with the class list; None: labels are their own names.
-        jobs: processes; None: one per core.
+        jobs: processes; None: one more than cores.
         progress: called as the work goes on.
 
     Returns:

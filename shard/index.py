@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from shard.dataset import FORMAT, FORMAT_VERSION, INDEX, MANIFEST
 from shard.pack import Record, Row
-from shard.storage import file_sha256, write_whole
+from shard.storage import file_sha256, sync_folder, write_whole
 
 CHECKSUMS = "SHA256SUMS"
 REJECTED = "rejected.jsonl"
@@ -39,7 +39,12 @@ SCHEMA = pa.schema(
 
 @dataclass(slots=True)
 class SplitSummary:
-    """What the manifest says of a split; `sums` are the checksums of its files by name."""
+    """What the manifest says of a split.
+
+    Attributes:
+        sums: checksums of its files by name.
+        digests: of its samples' images, in order, 16 bytes each.
+    """
 
     samples: int = 0
     bytes: int = 0
@@ -47,6 +52,7 @@ class SplitSummary:
     rejected: int = 0
     shards: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, str] = field(default_factory=dict)
+    digests: bytearray = field(default_factory=bytearray)
 
     def about(self) -> dict[str, Any]:
         """Entry of the manifest."""
@@ -101,6 +107,7 @@ def write_split(
                     (folder / f"{record.name}.{suffix}").unlink(missing_ok=True)
                 continue
             index.add(record.rows)
+            summary.digests += bytes.fromhex("".join(record.digests))
             summary.samples += len(record.rows)
             summary.bytes += record.size_bytes
             summary.shards.append(
@@ -149,8 +156,12 @@ def write_manifest(
     sums[MANIFEST] = hashlib.sha256(text).hexdigest()
     with write_whole(destination / CHECKSUMS, staging) as file:
         file.writelines(f"{digest}  {name}\n".encode() for name, digest in sums.items())
+    for name in splits:
+        sync_folder(destination / name)
+    sync_folder(destination)
     with write_whole(destination / MANIFEST, staging) as file:
         file.write(text)
+    sync_folder(destination)
 
 
 def fingerprint(classes: Iterable[str], sums: dict[str, str]) -> str:

@@ -74,10 +74,14 @@ class FileReader:
             self.containers[item.container] if item.container >= 0 else os.path.join(self.root, item.source)
         )
         try:
-            if item.container < 0:
-                with open(path, "rb") as file:
-                    return file.read()
-            data = os.pread(_handle(path).fileno(), item.size, item.offset)
+            if item.container >= 0:
+                data = os.pread(_handle(path).fileno(), item.size, item.offset)
+            else:
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    data = os.read(handle, item.size + 1)  # one more, to see a file that has grown
+                finally:
+                    os.close(handle)
         except OSError as error:
             # Not the image's fault: the source vanished or its disk failed, and going on would hide that.
             raise FeedlineError(
@@ -85,8 +89,8 @@ class FileReader:
             ) from error
         if len(data) != item.size:
             raise FeedlineError(
-                f"{path} ends before {item.source} is complete ({len(data)} of {item.size} bytes); it was "
-                "truncated or replaced: restore it and run the same command again"
+                f"{path} has changed while the build was running ({item.source}: {item.size} bytes expected, "
+                f"{len(data)} found); restore it, or run again with --overwrite"
             )
         return data
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+import xxhash
 
 from shard.errors import FeedlineError
 from shard.image import BadImageError, Policy, check
 from shard.items import Item, Reader
 from shard.plan import ShardJob
-from shard.storage import write_whole
+from shard.storage import sync_folder, write_whole
 from shard.tar import TarWriter
 
 IDX_VERSION = "v1.2"
@@ -43,6 +45,7 @@ class Record:
         sha256: of the tar.
         idx_sha256: of the DALI index.
         rows: one per sample.
+        digests: XXH3-128 of each sample's stored image, hexadecimal.
         rejected: rows for rejected.jsonl.
         repaired: rows for repaired.jsonl.
     """
@@ -53,12 +56,13 @@ class Record:
     sha256: str = ""
     idx_sha256: str = ""
     rows: list[Row] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
     repaired: list[dict[str, str]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Serialise."""
-        return json.dumps(asdict(self))
+        return json.dumps({name: getattr(self, name) for name in self.__slots__})
 
     @classmethod
     def from_json(cls, text: str) -> Record:
@@ -115,6 +119,7 @@ class Packer:
         record.idx_sha256 = hashlib.sha256(text).hexdigest()
         with write_whole(folder / f"{job.name}.idx", self.staging) as file:
             file.write(text)
+        sync_folder(folder)  # before the record says that the shard is there
         with write_whole(self.records / record_name(job.split, job.name), self.staging) as file:
             file.write(record.to_json().encode())
         return Outcome(len(job.items), record.rejected)
@@ -142,6 +147,7 @@ class Packer:
         }
         offsets = tar.add(key, members)
         index.append(" ".join(f"{s} {offsets[s]} {len(d)} {key}.{s}" for s, d in members.items()))
+        record.digests.append(xxhash.xxh3_128_hexdigest(image.data))
         size, crc = len(image.data), zlib.crc32(image.data)
         record.rows.append(Row(offsets["jpg"], size, item.label, image.width, image.height, key, crc, name))
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shard.dataset import Dataset, Split
-from shard.duplicates import read_image
+from shard.dataset import Dataset, Split, read_image
 from shard.errors import FeedlineError
 from shard.info import table
 from shard.plan import hash_order_of

@@ -45,9 +45,9 @@ class Places:
                     f"staging is {staging}, but {target} is on a disk and needs none; leave it out"
                 )
             return cls(target, target / STAGING, target / STAGING)
-        name = hashlib.sha256(str(target).encode()).hexdigest()[:16]
-        local = Path(staging) if staging is not None else Path(tempfile.gettempdir(), f"feedline-{name}")
-        return cls(target, target / STAGING, local)
+        # A folder of its own: it is removed at the end.
+        name = f"feedline-{hashlib.sha256(str(target).encode()).hexdigest()[:16]}"
+        return cls(target, target / STAGING, Path(staging or tempfile.gettempdir(), name))
 
 
 def refuse_inside(source: str, target: Path) -> None:

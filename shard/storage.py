@@ -81,8 +81,8 @@ def _text(error: BaseException) -> str:
 def write_whole(path: Path, staging: Path) -> Iterator[BinaryIO]:
     """Write a file aside in `staging`, and give it its name only when it is complete.
 
-    A local file is synced to disk and renamed (`staging` must be on the same file system). A remote one is
-    uploaded and read back, and its SHA-256 compared.
+    A local file is synced to disk and renamed (`staging` must be on the same file system); `sync_folder` makes the
+    name durable, too. A remote one is uploaded and read back, and its SHA-256 compared.
 
     Raises:
         FeedlineError: it could not be written (disk full, no permission, upload failed); nothing is left behind.
@@ -99,7 +99,6 @@ def write_whole(path: Path, staging: Path) -> Iterator[BinaryIO]:
             _upload(aside, path)
         else:
             aside.replace(path)
-            _sync_folder(path.parent)
     except OSError as error:
         raise FeedlineError(
             f"cannot write {path}: {_text(error)}; finished shards are kept, make room and run the same command again"
@@ -125,8 +124,10 @@ def _fs(path: Path) -> tuple[Any, str]:
     return remote.fs, remote.path
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable."""
+def sync_folder(folder: Path) -> None:
+    """Make the names of new files durable, on a local disk."""
+    if is_remote(folder):
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -149,12 +150,23 @@ def fetch(url: str, to: Path) -> Path:
     Raises:
         FeedlineError: the storage does not give it, or the disk does not take it.
     """
-    if not to.exists():
-        aside = to.with_name(to.name + ".part")
+    if to.exists():
+        return to
+    aside = to.with_name(f"{to.name}.{os.uname().nodename}.{os.getpid()}.part")
+    try:
         with storage_errors("read", url):
             with fsspec.open(url, "rb", compression="infer") as source, aside.open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
+                shutil.copyfileobj(source, file, _CHUNK)
+                expected = getattr(
+                    source, "size", None
+                )  # not known of a compressed file, which has a checksum
+            if expected is not None and aside.stat().st_size != expected:
+                raise FeedlineError(
+                    f"{url} broke off after {aside.stat().st_size} of {expected} bytes; run it again"
+                )
             aside.replace(to)
+    finally:
+        aside.unlink(missing_ok=True)
     return to
 
 
@@ -171,7 +183,8 @@ def local_copy(path: Path) -> Iterator[Path]:
 def remove_tree(path: Path) -> None:
     """Remove a folder or everything below a URL, if it is there."""
     if not is_remote(path):
-        shutil.rmtree(path, ignore_errors=False) if path.exists() else None
+        if path.exists():
+            shutil.rmtree(path)
         return
     with storage_errors("remove", path):
         fs, inside = _fs(path)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from functools import cache
 from typing import BinaryIO
@@ -25,7 +26,7 @@ class TarWriter:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self._handle = file.fileno()  # nothing else writes to the file
         self.position = 0
         self.digest = hashlib.sha256()
 
@@ -39,18 +40,22 @@ class TarWriter:
             padding = -len(data) % BLOCK
             parts += [_header(key, suffix, len(data)), data, _ZEROS[:padding]]
             position += BLOCK + len(data) + padding
-        self._write(b"".join(parts))
+        self._write(parts)
         return offsets
 
     def finish(self) -> None:
         """End the archive: two zero blocks, filled up to a record as tar does."""
-        self._write(_ZEROS[: 2 * BLOCK])
-        self._write(_ZEROS[: -self.position % tarfile.RECORDSIZE])
+        end = self.position + 2 * BLOCK
+        self._write([_ZEROS[: 2 * BLOCK], _ZEROS[: -end % tarfile.RECORDSIZE]])
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.digest.update(data)
-        self.position += len(data)
+    def _write(self, parts: list[bytes]) -> None:
+        for part in parts:
+            self.digest.update(part)
+        size = sum(map(len, parts))
+        written = os.writev(self._handle, parts)  # joining them first would copy every image once more
+        while written < size:  # interrupted, or the disk is nearly full
+            written += os.write(self._handle, b"".join(parts)[written:])
+        self.position += size
 
 
 def _header(key: str, suffix: str, size: int) -> bytes:

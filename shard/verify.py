@@ -63,7 +63,7 @@ def verify(
     Args:
         root: folder or URL of the dataset.
         decode: also decode all images.
-        jobs: processes; None: one per core.
+        jobs: processes; None: one more than cores.
         progress: called as the work goes on.
 
     Raises:

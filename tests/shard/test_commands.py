@@ -16,8 +16,7 @@ from timm.data import create_dataset
 from loader import Loader, ResizeCenterCrop
 from shard.__main__ import main
 from shard.build import build
-from shard.dataset import Dataset
-from shard.duplicates import read_image
+from shard.dataset import Dataset, read_image
 from shard.plan import Settings
 from shard.synth import shapes
 from shard.verify import verify

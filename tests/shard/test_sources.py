@@ -13,8 +13,7 @@ import pytest
 from scipy.io import savemat
 
 from shard.build import Result, build
-from shard.dataset import Dataset, read_sources
-from shard.duplicates import read_image
+from shard.dataset import Dataset, read_image, read_sources
 from shard.errors import FeedlineError
 from shard.image import Policy
 from shard.plan import Settings, Subset
