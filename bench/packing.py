@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ CONTESTANTS = {
 }
 # Of all: some shards per worker, as in a large dataset, where the last ones do not leave workers idle.
 SHARD_BYTES = 64_000_000
-_INTERVAL_S = 0.05
+_INTERVAL_S = 1.0  # between two looks at the memory: each stops the process for some milliseconds
 _RATIOS = (("header", "shardwriter"), ("header", "tar"), ("decode", "ceiling"))
 
 
@@ -108,16 +109,22 @@ def _command(name: str, source: Path, out: Path) -> list[str]:
 def _run(command: list[str]) -> tuple[float, float]:
     """Wall seconds of a command, and the peak resident memory of its processes together in MiB."""
     began = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    peak = 0.0
-    while child.poll() is None:
-        peak = max(peak, sum(map(_resident_mib, [str(child.pid), *children(str(child.pid))])))
-        time.sleep(_INTERVAL_S)
-    took = time.perf_counter() - began
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+        peak, done = 0.0, threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not done.wait(_INTERVAL_S):
+                peak = max(peak, sum(map(_resident_mib, [str(child.pid), *children(str(child.pid))])))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        said = child.communicate()[1]
+        took = time.perf_counter() - began
+        done.set()
+        watcher.join()
     if child.returncode:
-        raise FeedlineError(
-            f"{' '.join(command)} ended with status {child.returncode}: {child.communicate()[1]}"
-        )
+        raise FeedlineError(f"{' '.join(command)} ended with status {child.returncode}: {said}")
     return took, peak
 
 
