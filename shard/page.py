@@ -102,10 +102,8 @@ def _sheet(dataset: Dataset, split: Split, shown: int) -> Iterator[str]:
         mine = by_label[starts[label] : starts[label + 1]]
         images = "".join(_thumbnail(read_image(split, int(i)), split.key(int(i))) for i in mine[:each])
         name = html.escape(dataset.classes[label])
-        about = (
-            html.escape(f"{readable[label]} " if readable[label] else "")
-            + f"label {label}, {len(mine):,} samples"
-        )
+        facts = [readable[label], f"label {label}", f"{len(mine):,} sample{'' if len(mine) == 1 else 's'}"]
+        about = html.escape(" · ".join(fact for fact in facts if fact))
         yield f"<div class=class><b>{name}<br><small>{about}</small></b>{images}</div>"
 
 

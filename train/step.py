@@ -117,6 +117,7 @@ def _wrap(net: Normalized, world: World, *, static: bool) -> DistributedDataPara
     return DistributedDataParallel(
         net,
         device_ids=[world.device] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,  # running statistics are rank 0's, taken over once before each evaluation
         gradient_as_bucket_view=True,
         static_graph=static,
     )
