@@ -39,6 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add_command in (_throughput_command, _parity_command, _packing_command):
+        add_command(commands)
+    return parser
+
+
+def _throughput_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "throughput",
         help="images/s of every stage, and which one limits",
@@ -73,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print the record instead of the table")
     command.set_defaults(run=_throughput)
 
+
+def _parity_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "parity",
         help="difference of our pixels from Pillow's and torchvision's",
@@ -92,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=_parity)
 
+
+def _packing_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "packing",
         help="images/s of `shard build`, against tar, webdataset and the decode ceiling",
@@ -116,7 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="also write the record to this file")
     add("--json", action="store_true", help="print the record instead of the table")
     command.set_defaults(run=_packing)
-    return parser
 
 
 def _packing(options: argparse.Namespace) -> int:

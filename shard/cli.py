@@ -53,6 +53,22 @@ def _build(command: argparse.ArgumentParser) -> None:
         help="pack a part: classes=10,per-class=50,seed=0 (each may be missing), chosen at random but always alike",
     )  # fmt: skip
     _add_order(command)
+    _add_images(command)
+    _add_work(command)
+    command.add_argument(
+        "--executor",
+        choices=("processes", "dask"),
+        help="where to work (default: processes; dask with --scheduler)",
+    )
+    command.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler, such as tcp://host:8786")
+    command.add_argument(
+        "--staging",
+        metavar="DIR",
+        help="local folder for files on their way to a URL (default: in the temporary folder)",
+    )
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("images")
     group.add_argument(
         "--check", choices=("decode", "header"), default="decode",
@@ -81,18 +97,6 @@ def _build(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--quality", type=int, default=95, metavar="Q", help="of JPEGs encoded here, 1 to 100 (default: 95)"
-    )
-    _add_work(command)
-    command.add_argument(
-        "--executor",
-        choices=("processes", "dask"),
-        help="where to work (default: processes; dask with --scheduler)",
-    )
-    command.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler, such as tcp://host:8786")
-    command.add_argument(
-        "--staging",
-        metavar="DIR",
-        help="local folder for files on their way to a URL (default: in the temporary folder)",
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 import zlib
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -70,25 +71,7 @@ def index_shards(
         splits[one.split].append(one)
     _require_distinct(inputs)
     target.mkdir(parents=True, exist_ok=True)
-    summaries: dict[str, SplitSummary] = {}
-    highest, done = -1, 0
-    with ExitStack() as stack:
-        pool = stack.enter_context(start_workers(jobs))
-        staging = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=target)))
-        rejected = stack.enter_context(write_whole(target / REJECTED, staging))
-        for split, shards in sorted(splits.items()):
-            summary, folder = SplitSummary(), target / split
-            folder.mkdir(exist_ok=True)
-            with IndexWriter(folder / INDEX, staging) as index:
-                for one, found in zip(shards, pool.ordered(index_shard, shards), strict=True):
-                    write_lines(rejected, found.unusable)
-                    summary.rejected += len(found.unusable)
-                    _add(summary, one, found, folder, index, staging)
-                    highest = max([highest, *(row.label for row in found.rows)])
-                    done += 1
-                    progress("reading shards", done, len(inputs))
-            summary.sums[f"{split}/{INDEX}"] = file_sha256(folder / INDEX)
-            summaries[split] = summary
+    summaries, highest = _write_indexes(target, splits, jobs, progress)
     known = names or tuple(str(i) for i in range(highest + 1))
     if highest >= len(known):
         raise FeedlineError(
@@ -104,6 +87,32 @@ def index_shards(
     with tempfile.TemporaryDirectory(dir=target) as staging_name:
         write_manifest(target, Path(staging_name), about, summaries)
     return sum(one.samples for one in summaries.values())
+
+
+def _write_indexes(
+    target: Path, splits: Mapping[str, list[Input]], jobs: int | None, progress: Progress
+) -> tuple[dict[str, SplitSummary], int]:
+    """Index every shard; what the splits have become, and the highest label."""
+    summaries: dict[str, SplitSummary] = {}
+    highest, done, total = -1, 0, sum(map(len, splits.values()))
+    with ExitStack() as stack:
+        pool = stack.enter_context(start_workers(jobs))
+        staging = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=target)))
+        rejected = stack.enter_context(write_whole(target / REJECTED, staging))
+        for split, shards in sorted(splits.items()):
+            summary, folder = SplitSummary(), target / split
+            folder.mkdir(exist_ok=True)
+            with IndexWriter(folder / INDEX, staging) as index:
+                for one, found in zip(shards, pool.ordered(index_shard, shards), strict=True):
+                    write_lines(rejected, found.unusable)
+                    summary.rejected += len(found.unusable)
+                    _add(summary, one, found, folder, index, staging)
+                    highest = max([highest, *(row.label for row in found.rows)])
+                    done += 1
+                    progress("reading shards", done, total)
+            summary.sums[f"{split}/{INDEX}"] = file_sha256(folder / INDEX)
+            summaries[split] = summary
+    return summaries, highest
 
 
 def _require_distinct(inputs: list[Input]) -> None:

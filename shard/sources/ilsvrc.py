@@ -29,9 +29,11 @@ def list_ilsvrc(root: Path, classes: tuple[str, ...] | None) -> Listing:
     """List the official tars in the folder `root`; samples are named as in the class-folder layout.
 
     Raises:
-        FeedlineError: a tar is cut off, the devkit is missing or does not fit, or a class is not in `classes`.
+        FeedlineError: no tar, or one cut off; the devkit is missing or does not fit; a class is not in `classes`.
     """
     containers = tuple(str(root / name) for name in (TRAIN, VAL) if (root / name).exists())
+    if not containers:
+        raise FeedlineError(f"{root} holds neither {TRAIN} nor {VAL}; give the folder of the official tars")
     found: dict[str, list[tuple[str, str, int, int]]] = {}  # split: [(source, wnid, offset, size)]
     if (root / TRAIN).exists():
         found["train"] = list(_train(root / TRAIN))

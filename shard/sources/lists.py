@@ -25,6 +25,8 @@ def list_file(path: Path, classes: tuple[str, ...] | None) -> Listing:
     Raises:
         FeedlineError: names the line of a missing column, a missing image, a path given twice, an unknown label.
     """
+    if path.suffix not in SUFFIXES:
+        raise FeedlineError(f"{path} is no list; give a file that ends in one of {', '.join(SUFFIXES)}")
     found = list(_rows(path))
     if not found:
         raise FeedlineError(f"{path} lists no images; write a line with path and label for each")
