@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from bench.operations import operations, within
+from bench.operations import table as operations_table
 from bench.packing import packing
 from bench.packing import table as packing_table
 from bench.parity import parity
@@ -97,6 +99,12 @@ def _parity_command(commands: argparse._SubParsersAction[argparse.ArgumentParser
         default="auto",
         help="auto: a CUDA GPU where there is one",
     )
+    add(
+        "--operations",
+        type=_positive,
+        metavar="N",
+        help="compare every augmentation operation on the first N images instead, with timm and torchvision",
+    )
     add("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=_parity)
 
@@ -140,9 +148,14 @@ def _packing(options: argparse.Namespace) -> int:
 
 def _parity(options: argparse.Namespace) -> int:
     dataset, device = Dataset.open(options.data), _device(options.device)
-    rows = parity(dataset, options.split, options.size, device, ["torch", "dali"])
-    print(json.dumps(rows) if options.json else parity_table(rows))
-    return 0
+    backends = ["torch", "dali"]
+    if options.operations is None:
+        rows = parity(dataset, options.split, options.size, device, backends)
+        print(json.dumps(rows) if options.json else parity_table(rows))
+        return 0
+    rows = operations(dataset.split(options.split), options.operations, options.size, device, backends)
+    print(json.dumps(rows) if options.json else operations_table(rows))
+    return int(any(not within(row) for row in rows))
 
 
 def _throughput(options: argparse.Namespace) -> int:

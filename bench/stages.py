@@ -11,7 +11,7 @@ import simplejpeg
 import torch
 
 from loader import Batch, Loader
-from loader.order import Ids, epoch_order
+from loader.order import Ids, Order
 from loader.reader import Encoded, ShardReader
 from shard.dataset import Split
 from train.step import TrainStep
@@ -27,7 +27,7 @@ class Read:
 
     def __init__(self, split: Split) -> None:
         self._reader = ShardReader(split)
-        self._ids = _endless(len(split))
+        self._ids = _endless(split)
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
@@ -50,7 +50,7 @@ class Decode:
 
     def __init__(self, split: Split, threads: int) -> None:
         self._reader = ShardReader(split)
-        self._ids = _endless(len(split))
+        self._ids = _endless(split)
         self._largest = int((split.width.astype(np.int64) * split.height).max()) * 3
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
@@ -152,7 +152,7 @@ def endless_batches(loader: Loader) -> Iterator[Batch]:
 
 
 def _train(train_step: TrainStep, batch: Batch) -> int:
-    train_step.forward_backward(batch.images, batch.labels)
+    train_step.forward_backward(batch.images, batch.labels, batch.valid)
     train_step.update(_LR)
     return batch.num_valid
 
@@ -162,11 +162,11 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _endless(num_samples: int) -> Iterator[Ids]:
+def _endless(split: Split) -> Iterator[Ids]:
     """Ids in shuffled order, a chunk at a time, epoch after epoch."""
     epoch = 0
     while True:
-        order = epoch_order(num_samples, 0, epoch, shuffle=True)
-        for first in range(0, num_samples, _CHUNK):
+        order = Order(shuffle="global").draws(split.shard, 0, epoch)
+        for first in range(0, len(order), _CHUNK):
             yield order[first : first + _CHUNK]
         epoch += 1

@@ -1,6 +1,44 @@
 """Global order, exact resume, keyed augmentation and fast decoding for WebDataset shards."""
 
-from loader.augment import PadCrop, Params, RandomResizedCrop, ResizeCenterCrop, Transform
+from loader.augment import Compose, PadCrop, RandomResizedCrop, ResizeCenterCrop
+from loader.bad import BadSample
+from loader.cache import ShardCache
+from loader.erase import RandomErasing
 from loader.loader import Batch, Loader
+from loader.order import Order
+from loader.params import Params, Transform
+from loader.policies import (
+    AutoAugment,
+    ColorJitter,
+    RandAugment,
+    RandomGaussianBlur,
+    RandomGrayscale,
+    RandomSolarize,
+    ThreeAugment,
+    TrivialAugmentWide,
+    parse_policy,
+)
 
-__all__ = ["Batch", "Loader", "PadCrop", "Params", "RandomResizedCrop", "ResizeCenterCrop", "Transform"]
+__all__ = [
+    "AutoAugment",
+    "BadSample",
+    "Batch",
+    "ColorJitter",
+    "Compose",
+    "Loader",
+    "Order",
+    "PadCrop",
+    "Params",
+    "RandAugment",
+    "RandomErasing",
+    "RandomGaussianBlur",
+    "RandomGrayscale",
+    "RandomResizedCrop",
+    "RandomSolarize",
+    "ResizeCenterCrop",
+    "ShardCache",
+    "ThreeAugment",
+    "Transform",
+    "TrivialAugmentWide",
+    "parse_policy",
+]

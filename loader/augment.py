@@ -4,6 +4,7 @@ A transform turns (seed, epoch, ids, image sizes) into `Params`. The pixels come
 hold no randomness:
 
     window of the source  →  resized to `resized`  →  output-sized window at `offset`  →  flipped
+      →  operations (`loader.ops`)  →  erased box
 
 The definitions are torchvision's (`RandomResizedCrop`, `Resize` + `CenterCrop`, `RandomCrop(padding=)`),
 including its truncation and rounding; only the random numbers come from `loader.keyed`.
@@ -13,66 +14,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from loader.erase import RandomErasing
 from loader.keyed import Stream, uniform
+from loader.params import INTERPOLATIONS, Ints, Ops, Params, Transform
+from loader.policies import Draw, Layer, Policy
 from shard.errors import FeedlineError
 
-Ints = npt.NDArray[np.int32]
 _ATTEMPTS = 10  # of torchvision's RandomResizedCrop, before it falls back to a centre crop
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Params:
-    """What happens to each of B images; integers in pixels.
-
-    Attributes:
-        window: int32 [B, 4], (top, left, height, width) of the source window that is decoded.
-        resized: int32 [B, 2], (height, width) that the window is resized to (antialiased bilinear).
-        offset: int32 [B, 2], (top, left) of the output in the resized window; what lies outside is black.
-        flip: bool [B], mirror left and right, last.
-        size: output height and width.
-        shifted: False where every output is the whole resized window (offset 0, resized == size).
-    """
-
-    window: Ints
-    resized: Ints
-    offset: Ints
-    flip: npt.NDArray[np.bool_]
-    size: int
-    shifted: bool
-
-    def row(self, i: int) -> Params:
-        """Only image `i`."""
-        one = slice(i, i + 1)
-        return replace(
-            self,
-            window=self.window[one],
-            resized=self.resized[one],
-            offset=self.offset[one],
-            flip=self.flip[one],
-        )
-
-
-class Transform(Protocol):
-    """Computes `Params` from ids and image sizes; a pure function."""
-
-    @property
-    def size(self) -> int:
-        """Output height and width, pixels."""
-        ...
-
-    def params(self, seed: int, epoch: int, ids: npt.ArrayLike, width: Ints, height: Ints) -> Params:
-        """Parameters of the samples `ids` [B] whose images are `width` × `height` [B] pixels."""
-        ...
 
 
 def _check(ok: bool, what: str, value: object, must: str) -> None:
     if not ok:
         raise FeedlineError(f"{what} is {value}; it must {must}")
+
+
+def _check_interpolation(interpolation: str) -> None:
+    _check(
+        interpolation in INTERPOLATIONS,
+        "interpolation",
+        repr(interpolation),
+        f"be {' or '.join(INTERPOLATIONS)}",
+    )
 
 
 def _flip(probability: float, seed: int, epoch: int, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
@@ -96,12 +62,14 @@ class RandomResizedCrop:
         scale: bounds of the crop's share of the image area.
         ratio: bounds of the crop's width / height.
         hflip: probability of a horizontal flip.
+        interpolation: of the resize, "bilinear" or "bicubic".
     """
 
     size: int = 224
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         """Reject bounds that no crop can satisfy."""
@@ -109,6 +77,11 @@ class RandomResizedCrop:
         _check(0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "be 0 < low ≤ high ≤ 1")
         _check(0 < self.ratio[0] <= self.ratio[1], "ratio", self.ratio, "be 0 < low ≤ high")
         _check(0 <= self.hflip <= 1, "hflip", self.hflip, "lie in 0 … 1")
+        _check_interpolation(self.interpolation)
+
+    def at_size(self, size: int) -> RandomResizedCrop:
+        """See `Transform.at_size`."""
+        return replace(self, size=size)
 
     def params(self, seed: int, epoch: int, ids: npt.ArrayLike, width: Ints, height: Ints) -> Params:
         """See `Transform.params`."""
@@ -144,6 +117,7 @@ class RandomResizedCrop:
             flip=flip,
             size=self.size,
             shifted=False,
+            interpolation=self.interpolation,
         )
 
     def _centre(self, width: Ints, height: Ints) -> Ints:
@@ -166,11 +140,23 @@ class ResizeCenterCrop:
 
     size: int = 224
     resize: int = 256
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         """Reject sizes that are not positive."""
         _check(self.size > 0, "ResizeCenterCrop size", self.size, "be positive")
         _check(self.resize > 0, "ResizeCenterCrop resize", self.resize, "be positive")
+        _check_interpolation(self.interpolation)
+
+    @classmethod
+    def from_crop_pct(cls, size: int, crop_pct: float, interpolation: str = "bilinear") -> ResizeCenterCrop:
+        """Crop `crop_pct` (0 … 1) of the shorter side, as timm's models ask for it: resize to size / crop_pct."""
+        _check(0 < crop_pct <= 1, "crop_pct", crop_pct, "lie in 0 … 1")
+        return cls(size=size, resize=math.floor(size / crop_pct), interpolation=interpolation)
+
+    def at_size(self, size: int) -> ResizeCenterCrop:
+        """See `Transform.at_size`."""
+        return replace(self, size=size, resize=round(self.resize * size / self.size))
 
     def params(self, seed: int, epoch: int, ids: npt.ArrayLike, width: Ints, height: Ints) -> Params:
         """See `Transform.params`; nothing is random here."""
@@ -188,6 +174,7 @@ class ResizeCenterCrop:
             flip=np.zeros(len(width), dtype=bool),
             size=self.size,
             shifted=True,
+            interpolation=self.interpolation,
         )
 
 
@@ -209,6 +196,10 @@ class PadCrop:
         _check(0 <= self.pad < self.size, "PadCrop pad", self.pad, f"lie in 0 … {self.size - 1}")
         _check(0 <= self.hflip <= 1, "hflip", self.hflip, "lie in 0 … 1")
 
+    def at_size(self, size: int) -> PadCrop:
+        """See `Transform.at_size`."""
+        return replace(self, size=size)
+
     def params(self, seed: int, epoch: int, ids: npt.ArrayLike, width: Ints, height: Ints) -> Params:
         """See `Transform.params`."""
         streams = (Stream.SHIFT_TOP, Stream.SHIFT_LEFT)
@@ -221,3 +212,46 @@ class PadCrop:
             size=self.size,
             shifted=True,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Compose:
+    """A crop, then policies in their order, then perhaps an erased box.
+
+    Attributes:
+        crop: any of the transforms above.
+        policies: see `loader.policies`.
+        erasing: see `RandomErasing`.
+    """
+
+    crop: Transform
+    policies: tuple[Policy, ...] = ()
+    erasing: RandomErasing | None = None
+
+    @property
+    def size(self) -> int:
+        """Output height and width, pixels."""
+        return self.crop.size
+
+    def at_size(self, size: int) -> Compose:
+        """See `Transform.at_size`."""
+        return replace(self, crop=self.crop.at_size(size))
+
+    def params(self, seed: int, epoch: int, ids: npt.ArrayLike, width: Ints, height: Ints) -> Params:
+        """See `Transform.params`."""
+        params = self.crop.params(seed, epoch, ids, width, height)
+        keys = np.asarray(ids, np.int64)
+        layers: list[Layer] = []
+        choices: list[tuple[int, ...]] = []
+        for policy in self.policies:
+            layers += policy.layers(Draw(seed, epoch, keys, first=len(layers)), self.size)
+            choices += policy.choices
+        ops = None
+        if layers:
+            ops = Ops(
+                op=np.stack([op for op, _ in layers], axis=1),
+                arg=np.stack([arg for _, arg in layers], axis=1).astype(np.float32),
+                choices=tuple(choices),
+            )
+        erase = self.erasing.draw(seed, epoch, keys, self.size) if self.erasing else None
+        return replace(params, ops=ops, erase=erase)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
-from loader.augment import Params
+from loader.params import Params
 from loader.reader import Encoded
 
-Pending = Callable[[], torch.Tensor]
+
+@dataclass(slots=True)
+class Decoded:
+    """A decoded batch.
+
+    Attributes:
+        images: uint8 [rows, size, size, 3] on the backend's device; black where nothing was decoded.
+        bad: reason by row, of images that do not decode.
+    """
+
+    images: torch.Tensor
+    bad: dict[int, str] = field(default_factory=dict)
 
 
-class UndecodableError(Exception):
-    """An image could not be decoded; `row` is its place in the submitted batch."""
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(reason)
-        self.row = row
+Pending = Callable[[], Decoded]
 
 
 class Backend(Protocol):
@@ -27,9 +34,11 @@ class Backend(Protocol):
     def submit(self, encoded: list[Encoded], params: Params, rows: int) -> Pending:
         """Start on a batch of n ≤ `rows` encoded images and return at once.
 
-        The returned function waits and gives uint8 [rows, size, size, 3] on the backend's device, rows
-        after the n-th black. Results must be taken in the order of submission. It raises
-        `UndecodableError` for an image that does not decode.
+        The returned function waits for it. Results must be taken in the order of submission. Boxes to erase
+        (`params.erase`) are left to the caller.
+
+        Raises:
+            FeedlineError: from the returned function, when nothing comes out for the time that was allowed.
         """
         ...
 

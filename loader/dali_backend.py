@@ -1,69 +1,77 @@
 """The DALI backend: one graph without any state in it, on the CPU or on a GPU.
 
-    encoded bytes → decoders.image_slice (only the window) → resize → slice (where shifted) → flip
+    encoded bytes → decoders.image_slice (only the window) → resize → slice (where shifted) → flip → operations
 
 Settings that make it agree with Pillow and torchvision: EXIF orientation is not applied, chroma is
-upsampled smoothly (libjpeg-turbo's default), and resizing is triangular with antialiasing.
+upsampled smoothly (libjpeg-turbo's default), and resizing is triangular or cubic with antialiasing.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.utils.dlpack
 from nvidia.dali import fn, types
-from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.pipeline import pipeline_def
 
-from loader.augment import Params
-from loader.backend import Pending, UndecodableError
+from loader.backend import Decoded, Pending
+from loader.dali_ops import apply_layers
+from loader.params import Params
 from loader.reader import Encoded
 
-# Share of a GPU batch given to the hardware JPEG engine. DALI's default moved between releases: pinned.
-_HW_DECODER_LOAD = 0.65
+_INTERPOLATIONS = {"bilinear": types.INTERP_TRIANGULAR, "bicubic": types.INTERP_CUBIC}
+
+
+class _Kind(NamedTuple):
+    """What a graph is built for; all else are its inputs."""
+
+    shifted: bool
+    interpolation: str
+    choices: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, params: Params) -> _Kind:
+        return cls(params.shifted, params.interpolation, params.ops.choices if params.ops else ())
+
+
+@dataclass(slots=True)
+class _Work:
+    """A submitted batch. DALI borrows the bytes (no_copy), so they are kept until their output is taken."""
+
+    encoded: list[Encoded]
+    params: Params
+    rows: int
 
 
 class DaliBackend:
     """See `loader.backend.Backend`.
 
-    A pipeline is built at the first batch, for its kind of parameters (shifted or not). The output
-    size is an input of the graph, so a change of resolution needs no rebuild.
+    A graph is built at the first batch, for its kind of parameters. The output size is an input of the graph, so
+    that a change of resolution needs no rebuild.
     """
 
-    def __init__(self, device: torch.device, threads: int, batch_size: int) -> None:
+    def __init__(
+        self, device: torch.device, threads: int, batch_size: int, hw_decoder_load: float = 0.65
+    ) -> None:
         self._device = device
         self._threads = threads
         self._batch_size = batch_size
+        self._hw_decoder_load = hw_decoder_load
         self._inputs: deque[tuple[Any, ...]] = deque()
-        # DALI borrows the bytes (no_copy), so they are kept until their output has been taken.
-        self._in_flight: deque[tuple[list[Encoded], Params]] = deque()
+        self._in_flight: deque[_Work] = deque()
         self._pipe: Any = None
-        self._shifted = False
+        self._kind: _Kind | None = None
 
     def submit(self, encoded: list[Encoded], params: Params, rows: int) -> Pending:
         """See `Backend.submit`."""
         if not encoded:
-            size = (rows, params.size, params.size, 3)
-            return lambda: torch.zeros(size, dtype=torch.uint8, device=self._device)
-        if self._pipe is None or self._shifted != params.shifted:
-            if self._in_flight:
-                raise RuntimeError("the kind of transform changed while batches were in flight")
-            self._pipe, self._shifted = self._build(params.shifted), params.shifted
-        inputs = [
-            encoded,
-            np.ascontiguousarray(params.window[:, :2]),
-            np.ascontiguousarray(params.window[:, 2:]),
-            params.resized.astype(np.float32),
-            params.flip.astype(np.int32),
-        ]
-        if params.shifted:
-            inputs += [params.offset, np.full((len(encoded), 2), params.size, np.int32)]
-        self._inputs.append(tuple(inputs))
-        self._in_flight.append((encoded, params))
-        self._pipe.schedule_run()
-        return lambda: self._take(rows)
+            return lambda: Decoded(self._black(params, rows))
+        self._start(_Work(encoded, params, rows))
+        return self._take
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -71,80 +79,150 @@ class DaliBackend:
         self._in_flight.clear()
         self._inputs.clear()
 
-    def _take(self, rows: int) -> torch.Tensor:
-        encoded, params = self._in_flight.popleft()
+    def _start(self, work: _Work) -> None:
+        kind, params = _Kind.of(work.params), work.params
+        if self._pipe is None or self._kind != kind:
+            if self._in_flight:
+                raise RuntimeError("the kind of transform changed while batches were in flight")
+            self._pipe, self._kind = self._build(kind), kind
+        inputs: list[Any] = [
+            work.encoded,
+            np.ascontiguousarray(params.window[:, :2]),
+            np.ascontiguousarray(params.window[:, 2:]),
+            params.resized.astype(np.float32),
+            params.flip.astype(np.int32),
+        ]
+        if params.shifted:
+            inputs += [params.offset, np.full((len(work.encoded), 2), params.size, np.int32)]
+        if params.ops is not None:
+            for k in range(len(params.ops.choices)):
+                inputs += [
+                    np.ascontiguousarray(params.ops.op[:, k]),
+                    np.ascontiguousarray(params.ops.arg[:, k]),
+                ]
+        self._inputs.append(tuple(inputs))
+        self._in_flight.append(work)
+        self._pipe.schedule_run()
+
+    def _take(self) -> Decoded:
+        work = self._in_flight[0]
         try:
-            # On a GPU the outputs are ordered on torch's stream; the host does not wait for them.
-            on_gpu = self._device.type == "cuda"
-            stream = torch.cuda.current_stream(self._device) if on_gpu else None
-            (images,) = self._pipe.outputs(cuda_stream=stream)
+            batch = self._outputs()
         except RuntimeError as error:
-            self.close()  # after a failure DALI's pipeline is not valid any more
-            row = self._find_bad(encoded, params)
-            if row is None:
-                raise
-            raise UndecodableError(row, " ".join(str(error).split())) from error
-        batch = torch.utils.dlpack.from_dlpack(images.as_tensor())
-        if batch.shape[0] == rows:
-            return batch
-        padding = batch.new_zeros((rows - batch.shape[0], *batch.shape[1:]))
-        return torch.cat([batch, padding])
+            return self._retry_without_bad(error)
+        self._in_flight.popleft()
+        if len(batch) == work.rows:
+            return Decoded(batch)
+        padding = batch.new_zeros((work.rows - len(batch), *batch.shape[1:]))
+        return Decoded(torch.cat([batch, padding]))
 
-    def _find_bad(self, encoded: list[Encoded], params: Params) -> int | None:
-        """DALI does not say which image failed: find the first one that fails alone."""
-        if len(encoded) == 1:
-            return 0
+    def _outputs(self) -> torch.Tensor:
+        # On a GPU the outputs are ordered on torch's stream; the host does not wait for them.
+        on_gpu = self._device.type == "cuda"
+        stream = torch.cuda.current_stream(self._device) if on_gpu else None
+        (images,) = self._pipe.outputs(cuda_stream=stream)
+        return torch.utils.dlpack.from_dlpack(images.as_tensor())
+
+    def _retry_without_bad(self, error: RuntimeError) -> Decoded:
+        """Do the oldest batch again, bad images replaced by a good one of it and painted black afterwards.
+
+        After a failure DALI's pipeline is not valid any more, and it does not say which image failed. So a new one
+        takes over all that is in flight, and the images are tried one by one.
+        """
+        in_flight = list(self._in_flight)
+        self.close()
+        work = in_flight[0]
+        bad = self._find_bad(work)
+        if not bad:
+            raise error
+        rows = np.arange(len(work.encoded))
+        good = np.setdiff1d(rows, list(bad))
+        rows[list(bad)] = good[0] if len(good) else 0
+        if len(good):
+            in_flight[0] = _Work([work.encoded[i] for i in rows], work.params.take(rows), work.rows)
+        else:
+            in_flight.pop(0)
+        for again in in_flight:
+            self._start(again)
+        if len(good):
+            images = self._take().images
+            images[list(bad)] = 0
+        else:
+            images = self._black(work.params, work.rows)
+        return Decoded(images, bad)
+
+    def _black(self, params: Params, rows: int) -> torch.Tensor:
+        return torch.zeros((rows, params.size, params.size, 3), dtype=torch.uint8, device=self._device)
+
+    def _find_bad(self, work: _Work) -> dict[int, str]:
+        """Reasons by row, of the images that fail alone."""
+        bad: dict[int, str] = {}
         alone = DaliBackend(self._device, threads=1, batch_size=1)
-        for row in range(len(encoded)):
-            result = alone.submit([encoded[row]], params.row(row), 1)
+        for row in range(len(work.encoded)):
+            alone._start(_Work([work.encoded[row]], work.params.take(np.array([row])), 1))
             try:
-                result()
-            except UndecodableError:
-                return row
-        return None
+                alone._outputs()
+                alone._in_flight.clear()
+            except RuntimeError as error:
+                bad[row] = _brief(error)
+                alone.close()
+        return bad
 
-    def _build(self, shifted: bool) -> Any:
-        gpu = self._device.type == "cuda"
-        decoder: dict[str, Any] = {"device": "cpu"}
-        if gpu:
-            decoder = {"device": "mixed", "hw_decoder_load": _HW_DECODER_LOAD}
-        pipe = Pipeline(
+    def _build(self, kind: _Kind) -> Any:
+        on_gpu = self._device.type == "cuda"
+        pipe = _graph(
+            self._inputs,
+            kind,
+            self._hw_decoder_load if on_gpu else None,
             batch_size=self._batch_size,
             num_threads=self._threads,
-            device_id=self._device.index if gpu else None,
+            device_id=self._device.index if on_gpu else None,
             # With a deeper queue DALI runs ahead at the first call and asks for inputs that are not there
             # yet. The dynamic executor takes any number of scheduled runs all the same.
             prefetch_queue_depth=1,
             exec_dynamic=True,
         )
-        i32, f32 = types.INT32, types.FLOAT
-        dtypes, ndims = [types.UINT8, i32, i32, f32, i32], [1, 1, 1, 1, 0]
-        if shifted:
-            dtypes, ndims = [*dtypes, i32, i32], [*ndims, 1, 1]
-        inputs = self._inputs  # captured alone: the pipeline must not keep this object alive
-        with pipe:
-            jpeg, start, shape, resized, flip, *crop = fn.external_source(
-                source=lambda: inputs.popleft(),
-                num_outputs=len(dtypes),
-                batch=True,
-                no_copy=True,
-                dtype=dtypes,
-                ndim=ndims,
-            )
-            images = fn.decoders.image_slice(
-                jpeg,
-                start=start,
-                shape=shape,
-                axis_names="HW",
-                output_type=types.RGB,
-                adjust_orientation=False,
-                jpeg_fancy_upsampling=True,
-                **decoder,
-            )
-            images = fn.resize(images, size=resized, interp_type=types.INTERP_TRIANGULAR, antialias=True)
-            if shifted:
-                images = fn.slice(images, *crop, axis_names="HW", out_of_bounds_policy="pad", fill_values=0)
-            images = fn.flip(images, horizontal=flip)
-            pipe.set_outputs(images)
         pipe.build()
         return pipe
+
+
+@pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+def _graph(inputs: deque[tuple[Any, ...]], kind: _Kind, hw_decoder_load: float | None) -> Any:
+    """Describe the graph; `inputs` alone is captured, the pipeline must not keep the backend alive."""
+    gpu = hw_decoder_load is not None
+    decoder = {"device": "mixed", "hw_decoder_load": hw_decoder_load} if gpu else {"device": "cpu"}
+    i32, f32 = types.INT32, types.FLOAT
+    dtypes, ndims = [types.UINT8, i32, i32, f32, i32], [1, 1, 1, 1, 0]
+    if kind.shifted:
+        dtypes, ndims = [*dtypes, i32, i32], [*ndims, 1, 1]
+    layers = len(kind.choices)
+    jpeg, start, shape, resized, flip, *rest = fn.external_source(
+        source=lambda: inputs.popleft(),
+        num_outputs=len(dtypes) + 2 * layers,
+        batch=True,
+        no_copy=True,
+        dtype=[*dtypes, *[i32, f32] * layers],
+        ndim=[*ndims, *[0, 1] * layers],
+    )
+    images = fn.decoders.image_slice(
+        jpeg,
+        start=start,
+        shape=shape,
+        axis_names="HW",
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+        **decoder,
+    )
+    images = fn.resize(images, size=resized, interp_type=_INTERPOLATIONS[kind.interpolation], antialias=True)
+    if kind.shifted:
+        images = fn.slice(images, *rest[:2], axis_names="HW", out_of_bounds_policy="pad", fill_values=0)
+        rest = rest[2:]
+    images = fn.flip(images, horizontal=flip)
+    return apply_layers(images, rest, kind.choices, gpu)
+
+
+def _brief(error: RuntimeError) -> str:
+    """Give the first line of DALI's message that says anything of the image."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "rror" in line and "pipeline" not in line.lower()), lines[0])[:300]

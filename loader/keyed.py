@@ -27,7 +27,8 @@ _MUL_2 = np.uint64(0x94D049BB133111EB)
 class Stream(IntEnum):
     """What a number is drawn for. Values are part of the format: add new ones, never renumber.
 
-    `CROP_*` streams use `value + attempt` for the ten attempts of a random resized crop.
+    `CROP_*` streams use `value + attempt` for the ten attempts of a random resized crop; `ERASE` up to 127 more;
+    `POLICY` and above belong to the layers of augmentation policies.
     """
 
     SHUFFLE = 0
@@ -38,6 +39,9 @@ class Stream(IntEnum):
     CROP_RATIO = 32
     CROP_TOP = 48
     CROP_LEFT = 64
+    SHARDS = 80
+    ERASE = 128
+    POLICY = 1024
 
 
 def _mix(h: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from loader.augment import Transform
-from loader.backend import Backend, Pending, UndecodableError
-from loader.order import Ids, epoch_order, num_steps, rank_ids
-from loader.reader import ShardReader
-from loader.resolve import resolve_backend, resolve_device, usable_cores
+from loader.backend import Backend
+from loader.bad import BadSample, BadSamples
+from loader.cache import ShardCache
+from loader.counters import Counters, Tracer
+from loader.feed import Fed, Feed, Request
+from loader.order import Ids, Order, num_steps
+from loader.params import Transform
+from loader.reader import Reads
+from loader.resolve import make_backend, resolve_backend, resolve_device, resolve_threads
+from loader.tune import PrefetchDepth
+from loader.where import Shards, Steps, open_shards
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+
+_READERS = 4  # threads that wait for the disk
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One batch of one rank. Its tensors stay valid for as long as something refers to them.
 
+    Rows that are not valid pad a last batch, or stand for samples that could not be decoded.
+
     Attributes:
-        images: uint8 [B, H, W, 3] on the loader's device; padding rows are black.
-        labels: int64 [B] on the loader's device; 0 in padding rows.
-        ids: int64 [B] on the CPU, row numbers of the split's index; -1 in padding rows.
-        valid: bool [B] on the loader's device; False in padding rows.
+        images: uint8 [B, H, W, 3] on the loader's device; black where not valid.
+        labels: int64 [B] on the loader's device; 0 where not valid.
+        ids: int64 [B] on the CPU, row numbers of the split's index; -1 where not valid.
+        valid: bool [B] on the loader's device.
         num_valid: how many rows are valid, known without asking the device.
     """
 
@@ -45,29 +55,39 @@ class Loader:
 
     Iterating goes from the current position (`epoch`, `samples_consumed`) to the end of that epoch, then
     the position moves to the start of the next one: iterating again gives the next epoch, newly shuffled.
-    A loop that is left early keeps its position. Only the newest iterator is live.
+    A loop that is left early keeps its position. Only the newest iterator is live. Not for several threads at
+    once. A loader belongs to the process that made it: a forked child gets an error, a pickled copy (spawn) is a
+    new loader at the same position.
 
     What a sample becomes is a function of (seed, epoch, sample id) alone. World size, batch size, threads
     and backend do not change which samples with which crops make up a global batch of a given size.
 
     Args:
-        data: dataset folder made by `python -m shard build`, or an opened `Dataset`.
+        data: dataset folder or URL made by `python -m shard build` or `index`, or an opened `Dataset`.
         split: name of the split, such as "train".
-        transform: `RandomResizedCrop`, `ResizeCenterCrop`, `PadCrop`, or anything like them.
+        transform: `RandomResizedCrop`, `ResizeCenterCrop`, `PadCrop`, a `Compose` of them, or anything alike.
         batch_size: samples per rank and step.
-        shuffle: a new global permutation every epoch; otherwise index order.
+        shuffle: "none" or False: index order; "global" or True: a new global permutation every epoch; "window":
+            shards permuted and mixed a few at a time, for slow disks and object stores; or an `Order`.
         drop_last: leave out the samples that do not fill a last global batch (others every epoch, when
             shuffled); otherwise the last batch is padded and masked, and every sample comes exactly once.
         seed: of the order and the augmentation.
         rank: this process's number among all.
         world_size: number of processes that share each global batch.
+        local_world_size: how many of them run on this machine, and share its cores.
         device: where batches are wanted; a CUDA device also decodes there with the DALI backend.
         backend: "dali", "torch", or "auto": DALI for a GPU where it is installed, else torch.
-        threads: CPU threads for decoding; None: all cores this process may run on.
-        prefetch: batches prepared ahead of the one in use.
+        threads: CPU threads for decoding; None: this rank's share of the cores.
+        prefetch: batches prepared ahead of the one in use; None: found out in the first steps.
+        size_at: output size as a function of (epoch, samples consumed so far), for progressive resizing.
+        max_bad: samples that may be masked because they do not decode; one more is an error.
+        cache: for a dataset at a URL: a `ShardCache` on a local disk, or its folder; None: in ~/.cache.
+        timeout_s: longest wait for a batch.
+        trace: collect spans for `export_trace`, and mark NVTX ranges on a GPU.
 
     Raises:
-        FeedlineError: a wrong argument, no such dataset or split, or an image that does not decode.
+        FeedlineError: a wrong argument, or no such dataset or split. While iterating: a missing or damaged
+            shard, a dataset that changed, more than `max_bad` bad samples, storage that hangs.
     """
 
     def __init__(
@@ -77,33 +97,34 @@ class Loader:
         transform: Transform,
         *,
         batch_size: int,
-        shuffle: bool = False,
+        shuffle: bool | str | Order = False,
         drop_last: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        local_world_size: int = 1,
         device: str | torch.device = "cpu",
         backend: str = "auto",
         threads: int | None = None,
-        prefetch: int = 3,
+        prefetch: int | None = None,
+        size_at: Callable[[int, int], int] | None = None,
+        max_bad: int = 100,
+        cache: ShardCache | str | Path | None = None,
+        timeout_s: float = 300.0,
+        trace: bool = False,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("world_size", world_size), ("prefetch", prefetch)):
-            if value < 1:
-                raise FeedlineError(f"{name} is {value}; it must be at least 1")
-        if not 0 <= rank < world_size:
-            raise FeedlineError(
-                f"rank is {rank}; with world_size {world_size} it must lie in 0 … {world_size - 1}"
-            )
+        arguments = {name: value for name, value in locals().items() if name != "self"}
+        _check_numbers(arguments)
         self.dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+        self._arguments = arguments | {"data": self.dataset.root}
         self.split = self.dataset.split(split)
         self.transform = transform
         self.batch_size, self.world_size, self.rank = batch_size, world_size, rank
         self.num_samples = len(self.split)
+        self.order = _order(shuffle)
         self.epoch = 0
         self.samples_consumed = 0
-        self.wait_s = 0.0
-        self._shuffle, self._drop_last, self._seed = shuffle, drop_last, seed
-        self._prefetch = prefetch
+        self._drop_last, self._seed, self._size_at, self._timeout_s = drop_last, seed, size_at, timeout_s
         self.device = resolve_device(device)
         if len(self) == 0:
             raise FeedlineError(
@@ -111,14 +132,19 @@ class Loader:
                 f"{batch_size * world_size}; use a smaller batch size or drop_last=False"
             )
         self.backend = resolve_backend(backend, self.device)
-        self._threads = usable_cores() if threads is None else threads
-        if self._threads < 1:
-            raise FeedlineError(f"threads is {threads}; it must be at least 1")
-        self._reader = ShardReader(self.split)
+        self._threads = resolve_threads(threads, local_world_size)
+        self._depth = PrefetchDepth(prefetch)
+        self._shards: Shards = open_shards(self.dataset, self.split, cache, local_world_size)
+        remedy = f"run `python -m shard verify {self.dataset.root} --decode`"
+        self._bad = BadSamples(self.split, max_bad, remedy)
+        self._counters = Counters()
+        self._tracer = Tracer(trace, nvtx=trace and self.device.type == "cuda")
         self._backend: Backend | None = None
-        self._in_flight: deque[tuple[Ids, Pending]] = deque()
+        self._reads: Reads | None = None
+        self._feed: Feed | None = None
         self._run = 0  # number of the newest iterator; the position was moved where an iterator's differs
         self._closed = False
+        self._pid = os.getpid()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -130,41 +156,117 @@ class Loader:
         """How many classes the dataset has."""
         return len(self.dataset.classes)
 
+    @property
+    def wait_s(self) -> float:
+        """Seconds that the loop over this loader has waited for it."""
+        return self._counters.wait_s
+
+    @property
+    def counters(self) -> Counters:
+        """What has been done so far, and where time went."""
+        return self._counters
+
+    @property
+    def bad_samples(self) -> list[BadSample]:
+        """Samples that were masked so far, each once."""
+        return self._bad.all
+
+    def export_trace(self, path: str | Path) -> None:
+        """Write what `trace` collected for chrome://tracing or ui.perfetto.dev."""
+        self._tracer.export(Path(path))
+
     def __len__(self) -> int:
         """Return the steps of a whole epoch, the same on every rank."""
         return num_steps(self.num_samples, 0, self.batch_size * self.world_size, drop_last=self._drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate from the current position to the end of the epoch."""
-        if self._closed:
-            raise FeedlineError("this Loader is closed; make a new one")
+        self._require_usable()
         self._run += 1
         return self._iterate(self._run)
+
+    def _require_usable(self) -> None:
+        if self._closed:
+            raise FeedlineError("this Loader is closed; make a new one")
+        if os.getpid() != self._pid:
+            raise FeedlineError(
+                "this Loader was made before this process was forked, and its threads stayed behind; make it in the "
+                "process that iterates (no DataLoader with workers around it: it has threads of its own)"
+            )
 
     def _iterate(self, run: int) -> Iterator[Batch]:
         self._require_newest(run)
         self._abandon()  # what an iterator that was left early had ordered
+        self._require_unchanged()
         start, global_batch = self.samples_consumed, self.batch_size * self.world_size
-        order = epoch_order(self.num_samples, self._seed, self.epoch, shuffle=self._shuffle)
         steps = num_steps(self.num_samples, start, global_batch, drop_last=self._drop_last)
-        submitted = 0
+        feed = self._feed = self._start_feed(start, steps)
         try:
             for step in range(steps):
+                self._require_usable()
                 began = time.perf_counter()
-                while submitted < min(steps, step + self._prefetch):
-                    self._submit(
-                        rank_ids(order, start, submitted, self.batch_size, self.rank, self.world_size)
-                    )
-                    submitted += 1
-                batch = self._finish(*self._in_flight.popleft())
+                batch = self._finish(feed.take(step, self._depth.depth))
+                self._shards.done(step)
                 self.samples_consumed = min(start + (step + 1) * global_batch, self.num_samples)
-                self.wait_s += time.perf_counter() - began
+                waited = time.perf_counter() - began
+                self._count(batch, waited)
                 yield batch
+                self._depth.observe(waited, time.perf_counter() - began)
                 self._require_newest(run)
         finally:
             if run == self._run:
                 self._abandon()
         self.epoch, self.samples_consumed = self.epoch + 1, 0
+
+    def _start_feed(self, start: int, steps: int) -> Feed:
+        draws = self._draws(self.epoch)
+        self._shards.begin(self._plan(draws, start, steps))
+        if self._backend is None:
+            self._backend = make_backend(
+                self.backend, self.device, self._threads, self.batch_size, self._timeout_s
+            )
+        if self._reads is None:
+            self._reads = Reads(self.split, self._shards.reader, min(_READERS, self._threads))
+        return Feed(
+            lambda step: self._request(draws, start, step),
+            steps,
+            self.batch_size,
+            self._reads,
+            self._backend,
+            self._shards.available,
+            self._timeout_s,
+            self._counters,
+            self._tracer,
+        )
+
+    def _draws(self, epoch: int) -> Ids:
+        return self.order.draws(self.split.shard, self._seed, epoch)
+
+    def _positions(self, start: int, step: int) -> Ids:
+        return self.order.rank_positions(
+            self.num_samples, start, step, self.batch_size, self.rank, self.world_size
+        )
+
+    def _plan(self, draws: Ids, start: int, steps: int) -> Steps:
+        """Sample ids of every step of this rank that is left of this epoch, or of one that is `ahead`."""
+        epoch = self.epoch  # a thread asks later, when `self.epoch` may be another
+
+        def plan(ahead: int) -> Iterator[Ids]:
+            order = self._draws(epoch + ahead) if ahead else draws
+            for step in range(len(self) if ahead else steps):
+                yield order[self._positions(0 if ahead else start, step)] % self.num_samples
+
+        return plan
+
+    def _request(self, draws: Ids, start: int, step: int) -> Request:
+        keys = draws[self._positions(start, step)]
+        ids = keys % self.num_samples
+        transform = self.transform
+        if self._size_at is not None:
+            consumed = start + step * self.batch_size * self.world_size
+            transform = transform.at_size(self._size_at(self.epoch, consumed))
+        width, height = self.split.width[ids], self.split.height[ids]
+        return Request(ids, transform.params(self._seed, self.epoch, keys, width, height))
 
     def _require_newest(self, run: int) -> None:
         if run != self._run:
@@ -173,63 +275,57 @@ class Loader:
                 "load_state_dict) or iterated anew meanwhile"
             )
 
-    def _submit(self, ids: Ids) -> None:
-        if self._backend is None:
-            self._backend = self._make_backend()
-        width, height = self.split.width[ids], self.split.height[ids]
-        params = self.transform.params(self._seed, self.epoch, ids, width, height)
-        self._reader.announce(ids)
-        pending = self._backend.submit(self._reader.read(ids), params, self.batch_size)
-        self._in_flight.append((ids, pending))
+    def _require_unchanged(self) -> None:
+        now = self._shards.fingerprint()
+        if now != self.dataset.fingerprint:
+            raise FeedlineError(
+                f"the dataset {self.dataset.root} changed under this job: its fingerprint was "
+                f"{self.dataset.fingerprint[:12]}…, now it is {now[:12]}…; start again with the new one"
+            )
 
-    def _finish(self, ids: Ids, pending: Pending) -> Batch:
-        try:
-            images = pending()
-        except UndecodableError as error:
-            raise self._undecodable(int(ids[error.row]), error) from error
-        n = len(ids)
+    def _finish(self, fed: Fed) -> Batch:
+        ids, images, bad = fed.ids, fed.images, fed.bad
+        for row, reason in bad.items():
+            self._bad.add(int(ids[row]), reason)
+        if fed.params.erase is not None:
+            fed.params.erase.apply(images)
         pinned = self.device.type == "cuda"
         labels = torch.zeros(self.batch_size, dtype=torch.int64, pin_memory=pinned)
-        labels[:n] = torch.from_numpy(self.split.label[ids])
         valid = torch.zeros(self.batch_size, dtype=torch.bool, pin_memory=pinned)
-        valid[:n] = True
         all_ids = torch.full((self.batch_size,), -1, dtype=torch.int64)
+        n = len(ids)
+        labels[:n] = torch.from_numpy(self.split.label[ids])
+        valid[:n] = True
         all_ids[:n] = torch.from_numpy(ids)
+        for rows, value in ((labels, 0), (valid, False), (all_ids, -1), (images, 0)):
+            rows[list(bad)] = value
         return Batch(
             images,
             labels.to(self.device, non_blocking=True),
             all_ids,
             valid.to(self.device, non_blocking=True),
-            n,
+            n - len(bad),
         )
 
-    def _undecodable(self, sample: int, error: UndecodableError) -> FeedlineError:
-        split = self.split
-        path = split.shard_path(int(split.shard[sample]))
-        return FeedlineError(
-            f"sample {sample} (key {split.key(sample)}, offset {int(split.offset[sample])} in {path}) "
-            f"does not decode: {error}; run `python -m shard verify {self.dataset.root} --decode`"
-        )
+    def _count(self, batch: Batch, waited: float) -> None:
+        counters = self._counters
+        counters.wait_s += waited
+        counters.batches += 1
+        counters.samples += batch.num_valid
+        counters.bad = len(self._bad.all)
+        counters.prefetch = self._depth.depth
+        counters.fetch_wait_s = self._shards.wait_s
 
     def _abandon(self) -> None:
         """Forget batches in flight. Their backend goes with them: a new one is surely clean."""
-        if self._in_flight:
-            self._in_flight.clear()
+        if self._feed is not None and self._feed.busy:
             self._drop_backend()
+        self._feed = None
 
     def _drop_backend(self) -> None:
         if self._backend is not None:
             self._backend.close()
             self._backend = None
-
-    def _make_backend(self) -> Backend:
-        if self.backend == "dali":
-            from loader.dali_backend import DaliBackend  # only here: DALI has no wheel for some systems
-
-            return DaliBackend(self.device, self._threads, self.batch_size)
-        from loader.torch_backend import TorchBackend
-
-        return TorchBackend(self.device, self._threads)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; does nothing if already in it, so that a resumed position is kept."""
@@ -252,18 +348,19 @@ class Loader:
             "seed": self._seed,
             "split": self.split.name,
             "dataset": self.dataset.fingerprint,
+            "order": asdict(self.order),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position.
 
         Raises:
-            FeedlineError: the state belongs to another dataset, split or seed.
+            FeedlineError: the state belongs to another dataset, split, seed or order.
         """
         for key, mine in self.state_dict().items():
-            if key not in ("epoch", "samples_consumed") and state[key] != mine:
+            if key not in ("epoch", "samples_consumed") and state.get(key) != mine:
                 raise FeedlineError(
-                    f"the saved loader state has {key} {state[key]!r}, this loader {mine!r}: "
+                    f"the saved loader state has {key} {state.get(key)!r}, this loader {mine!r}: "
                     "it can only continue on the same data in the same order"
                 )
         self._seek(int(state["epoch"]), int(state["samples_consumed"]))
@@ -272,9 +369,16 @@ class Loader:
         """Stop the background threads and free memory; iterating afterwards is an error."""
         self._closed = True
         self._run += 1
-        self._in_flight.clear()
+        self._feed = None
         self._drop_backend()
-        self._reader.close()
+        if self._reads is not None:
+            self._reads.close()
+            self._reads = None
+        self._shards.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as arguments and position; the copy opens everything anew."""
+        return _rebuild, (self._arguments, self.epoch, self.samples_consumed)
 
     def __enter__(self) -> Loader:
         """Return itself."""
@@ -285,3 +389,32 @@ class Loader:
     ) -> None:
         """Close."""
         self.close()
+
+
+def _rebuild(arguments: dict[str, Any], epoch: int, samples_consumed: int) -> Loader:
+    loader = Loader(**arguments)
+    loader._seek(epoch, samples_consumed)
+    return loader
+
+
+def _order(shuffle: bool | str | Order) -> Order:
+    if isinstance(shuffle, Order):
+        return shuffle
+    if isinstance(shuffle, bool):
+        return Order(shuffle="global" if shuffle else "none")
+    return Order(shuffle=shuffle)
+
+
+def _check_numbers(arguments: dict[str, Any]) -> None:
+    for name in ("batch_size", "world_size", "local_world_size", "prefetch", "threads"):
+        if (value := arguments[name]) is not None and value < 1:
+            raise FeedlineError(f"{name} is {value}; it must be at least 1")
+    if (max_bad := arguments["max_bad"]) < 0:
+        raise FeedlineError(f"max_bad is {max_bad}; it must not be negative")
+    if (timeout_s := arguments["timeout_s"]) <= 0:
+        raise FeedlineError(f"timeout_s is {timeout_s}; it must be positive")
+    rank, world_size = arguments["rank"], arguments["world_size"]
+    if not 0 <= rank < world_size:
+        raise FeedlineError(
+            f"rank is {rank}; with world_size {world_size} it must lie in 0 … {world_size - 1}"
+        )

@@ -1,10 +1,16 @@
-"""Encoded images out of memory-mapped shards, by sample id."""
+"""Encoded images out of memory-mapped shards, by sample id, their checksums verified in the background."""
 
 from __future__ import annotations
 
 import mmap
 import os
+import zlib
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import TimeoutError as PoolTimeoutError
+from multiprocessing.pool import AsyncResult, ThreadPool
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +19,7 @@ from shard.dataset import Split
 from shard.errors import FeedlineError
 
 Encoded = npt.NDArray[np.uint8]
+Ids = npt.NDArray[np.int64]
 
 _HAS_MADVISE = hasattr(mmap.mmap, "madvise")  # not on Windows
 _PAGE = mmap.PAGESIZE
@@ -25,17 +32,22 @@ class ShardReader:
     """Reads the encoded bytes of samples through memory maps, without copying.
 
     Not for use from several threads at once: one thread reads, the decoders share what it returns.
+
+    Args:
+        split: whose samples.
+        locate: gives the local file of a shard, by its number; None: the split's own files.
     """
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, locate: Callable[[int], Path] | None = None) -> None:
         self._split = split
+        self._locate = locate or split.shard_path
         self._open: OrderedDict[int, mmap.mmap] = OrderedDict()
 
     def _map(self, shard: int) -> mmap.mmap:
         if (mapped := self._open.get(shard)) is not None:
             self._open.move_to_end(shard)
             return mapped
-        path = self._split.shard_path(shard)
+        path = self._locate(shard)
         try:
             with path.open("rb") as file:
                 size_bytes = os.fstat(file.fileno()).st_size
@@ -55,7 +67,11 @@ class ShardReader:
             self._open.popitem(last=False)
         return mapped
 
-    def announce(self, ids: npt.NDArray[np.int64]) -> None:
+    def forget(self, shard: int) -> None:
+        """Drop the mapping of a shard that is not needed for now."""
+        self._open.pop(shard, None)
+
+    def announce(self, ids: Ids) -> None:
         """Ask the kernel to read the bytes of these samples ahead (MADV_WILLNEED), and do not wait."""
         if not _HAS_MADVISE:
             return
@@ -65,7 +81,7 @@ class ShardReader:
             start = offset - offset % _PAGE
             mapped.madvise(mmap.MADV_WILLNEED, start, offset - start + int(self._split.size[i]))
 
-    def read(self, ids: npt.NDArray[np.int64]) -> list[Encoded]:
+    def read(self, ids: Ids) -> list[Encoded]:
         """Encoded images of `ids` [B]: a list of B read-only uint8 arrays [size], views into the maps."""
         split = self._split
         return [
@@ -76,3 +92,61 @@ class ShardReader:
     def close(self) -> None:
         """Forget the mappings; memory is returned when the last image that points into it is gone."""
         self._open.clear()
+
+
+@dataclass(slots=True)
+class PendingRead:
+    """Encoded images whose bytes are on their way from the disk."""
+
+    encoded: list[Encoded]
+    checks: list[AsyncResult[list[int]]]
+    expected: npt.NDArray[np.uint32]
+
+    def ready(self) -> bool:
+        """Whether `wait` returns at once."""
+        return all(check.ready() for check in self.checks)
+
+    def wait(self, timeout_s: float) -> dict[int, str]:
+        """Wait until all bytes are there; reasons by row, of images that are not those of the index.
+
+        Raises:
+            FeedlineError: it took too long.
+        """
+        try:
+            found = [crc for check in self.checks for crc in check.get(timeout_s)]
+        except PoolTimeoutError:
+            raise FeedlineError(
+                f"reading a batch took longer than timeout_s ({timeout_s:.0f} s): the storage hangs; "
+                "mend it, or raise timeout_s"
+            ) from None
+        return {
+            row: f"its bytes have the crc32 {crc:08x}, the index says {expected:08x}"
+            for row, (crc, expected) in enumerate(zip(found, self.expected.tolist(), strict=True))
+            if crc != expected
+        }
+
+
+class Reads:
+    """Touches and checks bytes in threads, so that the disk is waited for before decoding, not in it."""
+
+    def __init__(self, split: Split, reader: ShardReader, threads: int) -> None:
+        self._split, self._reader, self._threads = split, reader, threads
+        # Its threads are daemons: one that hangs in a dead network mount does not keep the process alive.
+        self._pool = ThreadPool(threads)
+
+    def start(self, ids: Ids) -> PendingRead:
+        """Begin to read `ids` [B]; does not wait."""
+        self._reader.announce(ids)
+        encoded = self._reader.read(ids)
+        step = max(1, -(-len(encoded) // self._threads))
+        parts = [encoded[first : first + step] for first in range(0, len(encoded), step)]
+        checks = [self._pool.apply_async(_checksums, (part,)) for part in parts]
+        return PendingRead(encoded, checks, self._split.crc32[ids])
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.terminate()
+
+
+def _checksums(encoded: list[Encoded]) -> list[int]:
+    return [zlib.crc32(one.data) for one in encoded]

@@ -8,6 +8,7 @@ import warnings
 
 import torch
 
+from loader.backend import Backend
 from shard.errors import FeedlineError
 
 BACKENDS = ("auto", "dali", "torch")
@@ -17,6 +18,11 @@ def usable_cores() -> int:
     """CPU cores that this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def resolve_threads(threads: int | None, local_world_size: int) -> int:
+    """Give the decoding threads of a rank: what is wanted, or its share of the machine's cores."""
+    return threads if threads is not None else max(1, usable_cores() // local_world_size)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -63,3 +69,14 @@ def _dali_is_installed() -> bool:
         return importlib.util.find_spec("nvidia.dali") is not None
     except ModuleNotFoundError:  # nothing at all of NVIDIA's
         return False
+
+
+def make_backend(name: str, device: torch.device, threads: int, batch_size: int, timeout_s: float) -> Backend:
+    """Start a backend that `resolve_backend` named."""
+    if name == "dali":
+        from loader.dali_backend import DaliBackend  # only here: DALI has no wheel for some systems
+
+        return DaliBackend(device, threads, batch_size)
+    from loader.torch_backend import TorchBackend
+
+    return TorchBackend(device, threads, timeout_s)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,11 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 
-from loader.augment import Params
-from loader.backend import Pending, UndecodableError
+from loader import pillow_ops
+from loader.backend import Decoded, Pending
+from loader.params import Params
 from loader.reader import Encoded
+from shard.errors import FeedlineError
 
 Image = npt.NDArray[np.uint8]
 
@@ -29,8 +31,9 @@ _TASKS_PER_THREAD = 4
 class TorchBackend:
     """See `loader.backend.Backend`."""
 
-    def __init__(self, device: torch.device, threads: int) -> None:
+    def __init__(self, device: torch.device, threads: int, timeout_s: float = 300.0) -> None:
         self._device = device
+        self._timeout_s = timeout_s
         self._threads = threads
         self._scratch = threading.local()
         self._ring: list[Image] = []
@@ -55,9 +58,9 @@ class TorchBackend:
             for first in range(0, len(encoded), step)
         ]
 
-        def result() -> torch.Tensor:
-            _wait(tasks)
-            return out.to(self._device, non_blocking=True)
+        def result() -> Decoded:
+            bad = _wait(tasks, self._timeout_s)
+            return Decoded(out.to(self._device, non_blocking=True), bad)
 
         return result
 
@@ -80,13 +83,17 @@ class TorchBackend:
         self._ring.append(buffer)
         return buffer
 
-    def _run(self, encoded: list[Encoded], params: Params, batch: Image, rows: range) -> None:
+    def _run(self, encoded: list[Encoded], params: Params, batch: Image, rows: range) -> dict[int, str]:
+        bad: dict[int, str] = {}
         for row in rows:
             try:
                 image = self._decode(encoded[row])
-            except ValueError as error:
-                raise UndecodableError(row, str(error)) from error
-            _transform(image, params, row, batch[row])
+            except ValueError as error:  # noqa: PERF203  (costs nothing since Python 3.11)
+                bad[row] = str(error)
+                batch[row] = 0
+            else:
+                _transform(image, params, row, batch[row])
+        return bad
 
     def _decode(self, encoded: Encoded) -> Image:
         """Decode to uint8 [H, W, 3] in this thread's scratch memory, valid until its next call."""
@@ -119,12 +126,16 @@ def _transform(image: Image, params: Params, row: int, out: Image) -> None:
     window = torch.from_numpy(np.ascontiguousarray(image[top : top + height, left : left + width]))
     resized = params.resized[row].tolist()
     if [height, width] != resized:
-        nchw = F.interpolate(window[None].permute(0, 3, 1, 2), size=resized, mode="bilinear", antialias=True)
+        nchw = F.interpolate(
+            window[None].permute(0, 3, 1, 2), size=resized, mode=params.interpolation, antialias=True
+        )
         window = nchw[0].permute(1, 2, 0)
     if params.shifted:
         window = _shift(window, params.offset[row].tolist(), params.size)
     # torch's flip is 20 times faster than a numpy copy with a negative stride
     torch.from_numpy(out).copy_(window.flip(1) if params.flip[row] else window)
+    if params.ops is not None:
+        pillow_ops.apply(out, params.ops.op[row].tolist(), params.ops.arg[row].tolist())
 
 
 def _shift(image: torch.Tensor, offset: list[int], size: int) -> torch.Tensor:
@@ -135,11 +146,15 @@ def _shift(image: torch.Tensor, offset: list[int], size: int) -> torch.Tensor:
     return F.pad(inside, (0, 0, max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0)))
 
 
-def _wait(tasks: list[Future[None]]) -> None:
-    """Wait for every task, so that none still writes when the first error is raised."""
-    errors = [error for task in tasks if (error := task.exception()) is not None]
-    if errors:
-        raise errors[0]
+def _wait(tasks: list[Future[dict[int, str]]], timeout_s: float) -> dict[int, str]:
+    """Wait for every task, so that none still writes when an error is raised; reasons by row of bad images."""
+    _, late = wait(tasks, timeout_s)
+    if late:
+        raise FeedlineError(
+            f"decoding a batch took longer than timeout_s ({timeout_s:.0f} s): the storage hangs, or the machine is "
+            "overloaded"
+        )
+    return {row: reason for task in tasks for row, reason in task.result().items()}
 
 
 def _start_single_threaded(pool: ThreadPoolExecutor, threads: int) -> None:

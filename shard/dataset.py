@@ -66,6 +66,11 @@ class Split:
         """Path of shard number i."""
         return shard_path(self.root, self.shards[i])
 
+    def shard_url(self, i: int) -> str:
+        """Path or URL of shard number i as text; asks no storage."""
+        name = self.shards[i]
+        return name if "://" in name else f"{str(self.root).rstrip('/')}/{name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:

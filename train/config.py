@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 # What may change when a run goes on: where and how fast it computes, not what.
 FREE = frozenset(("recipe", "data", "run_dir", "device", "log_every", "checkpoint_every"))
-FREE |= {"accumulate", "compile", "loader_backend", "loader_threads"}
+FREE |= {"accumulate", "compile", "loader_backend", "loader_threads", "max_bad"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

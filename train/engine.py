@@ -128,7 +128,9 @@ class Trainer:
             batch = next(batches)
             wait_s += time.perf_counter() - began
             ids.append(batch.ids)
-            loss += self.step.forward_backward(batch.images, batch.labels, last=part == accumulate - 1)
+            loss += self.step.forward_backward(
+                batch.images, batch.labels, batch.valid, last=part == accumulate - 1
+            )
         self.step.update(lr)
         self.state.step += 1
         self.losses.add(loss, StepRecord(self.state.step, lr, ids))

@@ -5,8 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from loader import Loader, PadCrop, RandomResizedCrop, ResizeCenterCrop, Transform
-from loader.resolve import usable_cores
+from loader import (
+    ColorJitter,
+    Compose,
+    Loader,
+    Order,
+    PadCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    ResizeCenterCrop,
+    Transform,
+    parse_policy,
+)
+from loader.policies import Policy
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.distributed import World
@@ -28,6 +39,18 @@ class InputConfig:
     """pad: pixels of padding on each side."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Of the resize, in training and evaluation."""
+    augment: str = "none"
+    """Policy after the crop: rand-m9-mstd0.5-inc1 and the like, autoaugment, ta_wide, 3a, or none."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation changed by up to this share."""
+    erase: float = 0.0
+    """Probability of random erasing."""
+    erase_mode: Literal["const", "rand", "pixel"] = "pixel"
+    """Paint erased boxes with the mean colour, a random one, or noise."""
+    repeats: int = 1
+    """Repeated augmentation: every sample comes so many times in a row."""
     eval_size: int = 224
     """Side of the centre crop in evaluation, pixels."""
     eval_resize: int = 256
@@ -36,21 +59,44 @@ class InputConfig:
     """Split to train on."""
     eval_split: str = "val"
     """Split to evaluate on after every epoch."""
+    shuffle: Literal["global", "window"] = "global"
+    """global: a permutation of all samples; window: a few shards at a time, for slow disks and object stores."""
+    max_bad: int = 100
+    """Undecodable samples that a rank may mask before the run ends with an error."""
     loader_backend: Literal["auto", "dali", "torch"] = "auto"
     """Decoder; auto: DALI on a GPU, torch on a CPU."""
     loader_threads: int | None = None
     """Decoding threads per rank; None: this rank's share of the machine's cores."""
 
     def __post_init__(self) -> None:
-        """Reject an empty batch."""
+        """Reject an empty batch, and an augmentation that there is not."""
         if self.batch_size < 1:
             raise FeedlineError(f"batch_size is {self.batch_size}; it must be at least 1")
+        self.train_transform()
 
     def train_transform(self) -> Transform:
         """Augmentation of training images."""
-        if self.crop == "pad":
-            return PadCrop(size=self.size, pad=self.pad, hflip=self.hflip)
-        return RandomResizedCrop(size=self.size, scale=self.scale, hflip=self.hflip)
+        crop: Transform = (
+            PadCrop(size=self.size, pad=self.pad, hflip=self.hflip)
+            if self.crop == "pad"
+            else RandomResizedCrop(
+                size=self.size, scale=self.scale, hflip=self.hflip, interpolation=self.interpolation
+            )
+        )
+        policies: list[Policy] = [] if self.augment == "none" else [parse_policy(self.augment)]
+        if self.color_jitter:
+            x = self.color_jitter
+            policies.append(ColorJitter(brightness=x, contrast=x, saturation=x))
+        erasing = RandomErasing(probability=self.erase, mode=self.erase_mode) if self.erase else None
+        if not policies and erasing is None:
+            return crop
+        return Compose(crop, tuple(policies), erasing)
+
+    def eval_transform(self) -> Transform:
+        """Crop of evaluation images."""
+        return ResizeCenterCrop(
+            size=self.eval_size, resize=self.eval_resize, interpolation=self.interpolation
+        )
 
 
 def micro_batch(batch_size: int, world_size: int, accumulate: int) -> int:
@@ -86,14 +132,16 @@ def train_loader(config: InputConfig, dataset: Dataset, seed: int, accumulate: i
         config.train_split,
         config.train_transform(),
         batch_size=micro_batch(config.batch_size, world.size, accumulate),
-        shuffle=True,
+        shuffle=Order(shuffle=config.shuffle, repeats=config.repeats),
         drop_last=True,
         seed=seed,
         rank=world.rank,
         world_size=world.size,
         device=world.device,
         backend=config.loader_backend,
-        threads=_threads(config, world),
+        threads=config.loader_threads,
+        local_world_size=world.local_size,
+        max_bad=config.max_bad,
     )
 
 
@@ -110,15 +158,13 @@ def eval_loader(config: InputConfig, dataset: Dataset, batch_size: int, world: W
     return Loader(
         dataset,
         config.eval_split,
-        ResizeCenterCrop(size=config.eval_size, resize=config.eval_resize),
+        config.eval_transform(),
         batch_size=max(1, min(batch_size, share)),
         rank=world.rank,
         world_size=world.size,
         device=world.device,
         backend=config.loader_backend,
-        threads=_threads(config, world),
+        threads=config.loader_threads,
+        local_world_size=world.local_size,
+        max_bad=config.max_bad,
     )
-
-
-def _threads(config: InputConfig, world: World) -> int:
-    return config.loader_threads or max(1, usable_cores() // world.local_size)

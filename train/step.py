@@ -76,13 +76,14 @@ class TrainStep:
         return torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32)
 
     def forward_backward(
-        self, images: torch.Tensor, labels: torch.Tensor, *, last: bool = True
+        self, images: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, *, last: bool = True
     ) -> torch.Tensor:
         """Add one micro-batch's gradients; the last one also averages them over ranks.
 
         Args:
             images: uint8 [B, H, W, 3].
             labels: int64 [B].
+            valid: bool [B]; other rows, samples that could not be decoded, have no part in the loss.
             last: whether `update` follows.
 
         Returns:
@@ -92,8 +93,10 @@ class TrainStep:
         with apart:
             with self.autocast():
                 logits = self._forward(images)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
-            loss = loss / self.config.accumulate
+            losses = F.cross_entropy(
+                logits.float(), labels, label_smoothing=self.config.label_smoothing, reduction="none"
+            )
+            loss = (losses * valid).sum() / valid.sum().clamp(min=1) / self.config.accumulate
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

@@ -7,6 +7,7 @@ import torch
 
 from bench.__main__ import main
 from bench.parity import parity
+from loader.backend import Decoded
 from loader.torch_backend import TorchBackend
 from shard.dataset import Dataset
 
@@ -25,7 +26,11 @@ def test_a_wrong_pixel_shows(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) 
 
     def brighter(*arguments: object) -> object:
         result = submit(*arguments)  # type: ignore[arg-type]
-        return lambda: torch.clamp(result().int() + 3, max=255).to(torch.uint8)
+
+        def wait() -> Decoded:
+            return Decoded(torch.clamp(result().images.int() + 3, max=255).to(torch.uint8))
+
+        return wait
 
     monkeypatch.setattr(TorchBackend, "submit", brighter)
     rows = parity(dataset, "val", 32, torch.device("cpu"), ["torch"])

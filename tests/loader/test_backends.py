@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from loader import PadCrop, Params, RandomResizedCrop, ResizeCenterCrop, Transform
-from loader.backend import Backend, UndecodableError
+from loader.backend import Backend
 from loader.dali_backend import DaliBackend
 from loader.torch_backend import TorchBackend
 
@@ -80,7 +80,7 @@ def test_equals_pillow_within_a_grey_level(
     backend: Backend, images: list[bytes], transform: Transform
 ) -> None:
     params = params_of(transform, images)
-    out = backend.submit(encode(images), params, N)().numpy().astype(int)
+    out = backend.submit(encode(images), params, N)().images.numpy().astype(int)
     expected = np.stack([pillow(image, params, i) for i, image in enumerate(images)]).astype(int)
     difference = np.abs(out - expected)
     assert out.shape == (N, transform.size, transform.size, 3)
@@ -90,7 +90,7 @@ def test_equals_pillow_within_a_grey_level(
 
 def test_a_batch_is_contiguous_uint8_and_padded_black(backend: Backend, images: list[bytes]) -> None:
     params = params_of(RandomResizedCrop(size=64), images[:5])
-    out = backend.submit(encode(images[:5]), params, 8)()
+    out = backend.submit(encode(images[:5]), params, 8)().images
     assert out.shape == (8, 64, 64, 3)
     assert out.dtype == torch.uint8
     assert out.is_contiguous()
@@ -109,13 +109,15 @@ def test_an_empty_share_is_all_padding(backend: Backend, images: list[bytes]) ->
         size=32,
         shifted=False,
     )
-    assert backend.submit([], none, 3)().tolist() == torch.zeros(3, 32, 32, 3, dtype=torch.uint8).tolist()
+    assert (
+        backend.submit([], none, 3)().images.tolist() == torch.zeros(3, 32, 32, 3, dtype=torch.uint8).tolist()
+    )
 
 
 def test_kept_batches_are_never_overwritten(backend: Backend, images: list[bytes]) -> None:
     kept = []
     for epoch in range(6):
-        out = backend.submit(encode(images), params_of(RandomResizedCrop(size=48), images, epoch), N)()
+        out = backend.submit(encode(images), params_of(RandomResizedCrop(size=48), images, epoch), N)().images
         kept.append((out[2:5], out[2:5].clone()))  # a view only: its batch must live on
     assert all(torch.equal(view, copy) for view, copy in kept)
     assert not torch.equal(kept[0][0], kept[1][0])
@@ -126,7 +128,7 @@ def test_dropped_batches_are_used_again(images: list[bytes]) -> None:
     params = params_of(RandomResizedCrop(size=48), images)
     addresses = set()
     for _ in range(10):
-        out = backend.submit(encode(images), params, N)()
+        out = backend.submit(encode(images), params, N)().images
         addresses.add(out.data_ptr())
     backend.close()
     assert len(addresses) <= 2
@@ -135,25 +137,40 @@ def test_dropped_batches_are_used_again(images: list[bytes]) -> None:
 def test_several_batches_in_flight_come_in_order(backend: Backend, images: list[bytes]) -> None:
     encoded = encode(images)
     all_params = [params_of(RandomResizedCrop(size=40), images, epoch) for epoch in range(5)]
-    alone = [backend.submit(encoded, params, N)().clone() for params in all_params]
+    alone = [backend.submit(encoded, params, N)().images.clone() for params in all_params]
     pending = [backend.submit(encoded, params, N) for params in all_params]
-    assert all(torch.equal(result(), expected) for result, expected in zip(pending, alone, strict=True))
+    assert all(
+        torch.equal(result().images, expected) for result, expected in zip(pending, alone, strict=True)
+    )
 
 
 def test_resolution_changes_without_a_new_backend(backend: Backend, images: list[bytes]) -> None:
     for size in (32, 96, 64):
-        out = backend.submit(encode(images), params_of(RandomResizedCrop(size=size), images), N)()
+        out = backend.submit(encode(images), params_of(RandomResizedCrop(size=size), images), N)().images
         assert out.shape[1:3] == (size, size)
 
 
-def test_an_undecodable_image_is_named_by_its_row(backend: Backend, images: list[bytes]) -> None:
-    broken = [*images[:3], b"\xff\xd8\xff not a picture", *images[4:8]]
-    good = params_of(RandomResizedCrop(size=32), images[:8])
-    with pytest.raises(UndecodableError) as caught:
-        backend.submit(encode(broken), good, 8)()
-    assert caught.value.row == 3
-    again = backend.submit(encode(images[:8]), good, 8)()  # the backend lives on
-    assert again[3].sum() > 0
+def test_undecodable_images_are_named_by_their_rows_and_black(backend: Backend, images: list[bytes]) -> None:
+    broken = [*images[:3], b"\xff\xd8\xff not a picture", *images[4:7], b"\xff\xd8\xff neither"]
+    params = params_of(RandomResizedCrop(size=32), images[:8])
+    expected = backend.submit(encode(images[:8]), params, 10)().images.clone()
+    pending = [backend.submit(encode(pictures), params, 10) for pictures in (images[:8], broken, images[:8])]
+    first, second, third = (result() for result in pending)
+    assert sorted(second.bad) == [3, 7]
+    assert all(second.bad.values())
+    for good in (first, third):  # before and behind the broken batch
+        assert not good.bad
+        assert torch.equal(good.images, expected)
+    expected[[3, 7]] = 0
+    assert torch.equal(second.images, expected)
+
+
+def test_a_batch_of_nothing_decodable_is_black(backend: Backend, images: list[bytes]) -> None:
+    params = params_of(RandomResizedCrop(size=32), images[:2])
+    decoded = backend.submit(encode([b"no", b"neither"]), params, 2)()
+    assert sorted(decoded.bad) == [0, 1]
+    assert decoded.images.sum() == 0
+    assert backend.submit(encode(images[:2]), params, 2)().images.sum() > 0
 
 
 def test_threads_change_no_pixel(images: list[bytes]) -> None:
@@ -161,7 +178,7 @@ def test_threads_change_no_pixel(images: list[bytes]) -> None:
     results = []
     for threads in (1, 2, 5):
         backend = TorchBackend(CPU, threads)
-        results.append(backend.submit(encode(images), params, N)())
+        results.append(backend.submit(encode(images), params, N)().images)
         backend.close()
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])

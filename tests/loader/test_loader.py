@@ -229,24 +229,6 @@ def test_wrong_arguments_are_named(dataset: Dataset, change: dict[str, object], 
         Loader(dataset, transform=CROP, **arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("backend", ["torch", "dali"])
-def test_a_corrupt_sample_is_named(dataset: Dataset, tmp_path: Path, backend: str) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(dataset.root, root)
-    split = Dataset.open(root).split("train")
-    path = split.shard_path(int(split.shard[11]))
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        file.seek(int(split.offset[11]))
-        file.write(bytes(int(split.size[11])))
-    with Loader(root, "train", CROP, batch_size=8, backend=backend) as loader:
-        with pytest.raises(
-            FeedlineError, match=rf"sample 11 \(key {split.key(11)}, offset {split.offset[11]} in .*tar"
-        ):
-            list(loader)
-        assert loader.samples_consumed == 8  # the batch before was fine
-
-
 def test_a_truncated_shard_is_named(dataset: Dataset, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(dataset.root, root)

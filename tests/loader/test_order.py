@@ -1,79 +1,148 @@
 """Laws of the order: every sample once, equal steps, resume at any world size."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loader.order import epoch_order, num_steps, rank_ids
+from loader.order import Order, num_steps
+from shard.errors import FeedlineError
 
 SIZES = st.integers(1, 400)
 WORLDS = st.sampled_from([1, 2, 3, 4, 7, 8])
 BATCHES = st.integers(1, 33)
+GLOBAL = Order(shuffle="global")
+ORDERS = st.one_of(
+    st.just(GLOBAL),
+    st.builds(
+        Order, shuffle=st.just("window"), window=st.integers(1, 5), lanes=st.sampled_from([1, 2, 4, 8])
+    ),
+)
 
 
-def consume(order: np.ndarray, consumed: int, batch: int, world: int, *, drop_last: bool) -> list[list[int]]:
+def shards(n: int, size: int = 7) -> np.ndarray:
+    """Shard numbers of n samples, about `size` to a shard."""
+    return (np.arange(n) // size).astype(np.int32)
+
+
+def consume(
+    order: Order, n: int, consumed: int, batch: int, world: int, *, drop_last: bool
+) -> list[list[int]]:
     """Global batches from `consumed` on: one list of ids a step, gathered from all ranks."""
-    steps = num_steps(len(order), consumed, batch * world, drop_last=drop_last)
-    return [
-        [i for r in range(world) for i in rank_ids(order, consumed, step, batch, r, world).tolist()]
-        for step in range(steps)
-    ]
+    draws = order.draws(shards(n), 5, 2)
+    steps = num_steps(n, consumed, batch * world, drop_last=drop_last)
+    found = []
+    for step in range(steps):
+        parts = [order.rank_positions(n, consumed, step, batch, rank, world) for rank in range(world)]
+        assert all(len(part) <= batch for part in parts)
+        found.append([i for part in parts for i in (draws[part] % n).tolist()])
+    return found
 
 
-@given(n=SIZES, seed=st.integers(0, 99), epoch=st.integers(0, 99))
-def test_an_epoch_is_a_permutation(n: int, seed: int, epoch: int) -> None:
-    assert sorted(epoch_order(n, seed, epoch, shuffle=True).tolist()) == list(range(n))
-    assert epoch_order(n, seed, epoch, shuffle=False).tolist() == list(range(n))
+@given(order=ORDERS, n=SIZES, seed=st.integers(0, 99), epoch=st.integers(0, 99))
+def test_an_epoch_is_a_permutation(order: Order, n: int, seed: int, epoch: int) -> None:
+    assert sorted(order.draws(shards(n), seed, epoch).tolist()) == list(range(n))
+    assert Order().draws(shards(n), seed, epoch).tolist() == list(range(n))
 
 
-@given(n=st.integers(50, 400), seed=st.integers(0, 99), epoch=st.integers(0, 99))
-def test_epochs_and_seeds_differ(n: int, seed: int, epoch: int) -> None:
-    order = epoch_order(n, seed, epoch, shuffle=True).tolist()
-    assert order != epoch_order(n, seed, epoch + 1, shuffle=True).tolist()
-    assert order != epoch_order(n, seed + 1, epoch, shuffle=True).tolist()
-    assert order == epoch_order(n, seed, epoch, shuffle=True).tolist()
+@given(order=ORDERS, n=st.integers(50, 400), seed=st.integers(0, 99), epoch=st.integers(0, 99))
+def test_epochs_and_seeds_differ(order: Order, n: int, seed: int, epoch: int) -> None:
+    draws = order.draws(shards(n), seed, epoch).tolist()
+    assert draws != order.draws(shards(n), seed, epoch + 1).tolist()
+    assert draws != order.draws(shards(n), seed + 1, epoch).tolist()
+    assert draws == order.draws(shards(n), seed, epoch).tolist()
 
 
-@given(n=SIZES, batch=BATCHES, world=WORLDS)
-def test_union_over_ranks_is_the_epoch_without_repeats(n: int, batch: int, world: int) -> None:
-    order = epoch_order(n, 0, 0, shuffle=True)
-    seen = [i for step in consume(order, 0, batch, world, drop_last=False) for i in step]
+@given(order=ORDERS, n=SIZES, batch=BATCHES, world=WORLDS)
+def test_union_over_ranks_is_the_epoch_without_repeats(order: Order, n: int, batch: int, world: int) -> None:
+    seen = [i for step in consume(order, n, 0, batch, world, drop_last=False) for i in step]
     assert len(seen) == n
     assert sorted(seen) == list(range(n))
 
 
-@given(n=SIZES, batch=BATCHES, world=WORLDS)
-def test_drop_last_gives_only_full_batches(n: int, batch: int, world: int) -> None:
-    order = epoch_order(n, 0, 0, shuffle=True)
-    steps = consume(order, 0, batch, world, drop_last=True)
+@given(order=ORDERS, n=SIZES, batch=BATCHES, world=WORLDS)
+def test_drop_last_gives_only_full_batches(order: Order, n: int, batch: int, world: int) -> None:
+    steps = consume(order, n, 0, batch, world, drop_last=True)
     assert len(steps) == n // (batch * world)
     assert all(len(step) == len(set(step)) == batch * world for step in steps)
-    assert sorted(i for step in steps for i in step) == sorted(order[: len(steps) * batch * world].tolist())
+    draws = order.draws(shards(n), 5, 2)
+    assert sorted(i for step in steps for i in step) == sorted(draws[: len(steps) * batch * world].tolist())
 
 
-@given(n=SIZES, batch=BATCHES, world=WORLDS, data=st.data())
+@given(order=ORDERS, n=SIZES, batch=BATCHES, world=WORLDS, data=st.data())
 def test_another_world_size_continues_with_exactly_the_samples_left(
-    n: int, batch: int, world: int, data: st.DataObject
+    order: Order, n: int, batch: int, world: int, data: st.DataObject
 ) -> None:
-    order = epoch_order(n, 1, 2, shuffle=True)
-    before = consume(order, 0, batch, world, drop_last=False)
+    before = consume(order, n, 0, batch, world, drop_last=False)
     done = data.draw(st.integers(0, len(before)), label="steps before the resume")
     new_batch, new_world = data.draw(BATCHES, label="new batch"), data.draw(WORLDS, label="new world")
     seen = [i for step in before[:done] for i in step]
     consumed = min(done * batch * world, n)
-    left = [i for step in consume(order, consumed, new_batch, new_world, drop_last=False) for i in step]
+    left = [i for step in consume(order, n, consumed, new_batch, new_world, drop_last=False) for i in step]
     assert sorted(seen + left) == list(range(n))
 
 
-@given(n=SIZES, batch=st.integers(1, 8), factor=WORLDS, worlds=st.permutations([1, 2, 4, 8]))
-def test_a_global_batch_depends_on_its_size_only(n: int, batch: int, factor: int, worlds: list[int]) -> None:
-    order = epoch_order(n, 5, 0, shuffle=True)
+@given(order=ORDERS, n=SIZES, batch=st.integers(1, 8), factor=WORLDS, worlds=st.permutations([1, 2, 4, 8]))
+def test_a_global_batch_depends_on_its_size_only(
+    order: Order, n: int, batch: int, factor: int, worlds: list[int]
+) -> None:
     total = batch * 8 * factor
-    cuts = [[sorted(s) for s in consume(order, 0, total // w, w, drop_last=False)] for w in worlds]
+    cuts = [[sorted(s) for s in consume(order, n, 0, total // w, w, drop_last=False)] for w in worlds]
     assert all(cut == cuts[0] for cut in cuts)
 
 
-def test_shuffle_is_global_not_local() -> None:
-    order = epoch_order(10_000, 0, 0, shuffle=True)
-    displacement = np.abs(order - np.arange(10_000)).mean() / 10_000
-    assert 0.32 < displacement < 0.345  # 1/3 for a uniform permutation
+def displacement(order: Order, n: int) -> float:
+    """Mean distance between a sample's place in the index and in the epoch, as a share of the epoch."""
+    return float(np.abs(order.draws(shards(n, 100), 0, 0) - np.arange(n)).mean() / n)
+
+
+def test_shuffles_are_global() -> None:
+    """1/3 for a uniform permutation; a window moves whole shards anywhere."""
+    assert 0.32 < displacement(GLOBAL, 10_000) < 0.345
+    assert 0.28 < displacement(Order(shuffle="window", window=2, lanes=4), 10_000) < 0.38
+
+
+@given(window=st.integers(1, 4), lanes=st.sampled_from([1, 2, 4]), epoch=st.integers(0, 50))
+def test_a_lane_mixes_no_more_shards_than_its_window(window: int, lanes: int, epoch: int) -> None:
+    n = 480
+    draws = Order(shuffle="window", window=window, lanes=lanes).draws(shards(n, 20), 0, epoch)
+    for lane in range(lanes):
+        shard = draws[lane::lanes] // 20
+        live: dict[int, list[int]] = {}
+        for position, number in enumerate(shard.tolist()):
+            live.setdefault(number, []).append(position)
+        for position in range(len(shard)):
+            assert sum(at[0] <= position <= at[-1] for at in live.values()) <= window
+
+
+@pytest.mark.parametrize("world", [2, 4, 8, 16])
+def test_ranks_read_lanes_of_their_own(world: int) -> None:
+    """A rank meets its share of the shards, and those at the borders of its lanes."""
+    n, order = 3200, Order(shuffle="window", window=2, lanes=8)
+    draws, batch = order.draws(shards(n, 40), 0, 0), 8
+    for rank in range(world):
+        met = set()
+        for step in range(n // (batch * world)):
+            ids = draws[order.rank_positions(n, 0, step, batch, rank, world)]
+            assert len(ids) == batch
+            met |= set((ids // 40).tolist())
+        assert len(met) <= 80 // min(world, 8) + 2
+
+
+def test_repeats_come_together_and_are_told_apart() -> None:
+    n = 30
+    for order in (Order(shuffle="global", repeats=3), Order(shuffle="window", window=2, lanes=2, repeats=3)):
+        draws = order.draws(shards(n), 0, 0)
+        assert len(set(draws.tolist())) == n
+        samples, counts = np.unique(draws % n, return_counts=True)
+        assert counts.tolist() == [3] * 10
+        for sample in samples:
+            places = np.flatnonzero(draws % n == sample)
+            assert np.ptp(places) <= 4
+            assert (draws[places] // n).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("wrong", [{"shuffle": "buffer"}, {"window": 0}, {"lanes": 0}, {"repeats": 0}])
+def test_wrong_orders_are_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(FeedlineError, match=next(iter(wrong))):
+        Order(**wrong)  # type: ignore[arg-type]

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from loader.order import epoch_order
+from loader.order import Order
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train import checkpoint
@@ -95,7 +96,11 @@ def test_two_ranks_killed_and_resumed(
     resume = ["--resume", str(tmp_path / "at_kill.pt"), "--run-dir", str(tmp_path / "fewer")]
     assert main([*flags, *resume]) == 0
     start = at_kill["loader"]
-    order = [i for e in range(start["epoch"], 20) for i in epoch_order(120, 0, e, shuffle=True).tolist()]
+    order = [
+        i
+        for e in range(start["epoch"], 20)
+        for i in Order(shuffle="global").draws(np.zeros(120, np.int32), 0, e).tolist()
+    ]
     assert seen == order[start["samples_consumed"] :]
 
 

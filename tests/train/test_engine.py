@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
 
-from loader.order import epoch_order
+from loader.order import Order
 from train import checkpoint
 from train.__main__ import main
 from train.engine import Trainer
@@ -80,7 +81,7 @@ def test_run_folder_of_a_training(
 
     for epoch in range(3):
         ids = [i for step in range(15 * epoch + 1, 15 * epoch + 16) for i in ids_of_steps[step]]
-        assert ids == epoch_order(120, 0, epoch, shuffle=True).tolist()
+        assert ids == Order(shuffle="global").draws(np.zeros(120, np.int32), 0, epoch).tolist()
 
     summary = json.loads((run / "summary.json").read_text())
     assert summary["top1"] == evals[-1]["top1"]
@@ -185,7 +186,7 @@ def test_ctrl_c_with_accumulation(
     assert main([*flags, "--accumulate", "2"]) == 0
     assert sorted(ids_of_steps) == list(range(1, 16))
     ids = [i for step in range(1, 16) for i in ids_of_steps[step]]
-    assert ids == epoch_order(120, 0, 0, shuffle=True).tolist()
+    assert ids == Order(shuffle="global").draws(np.zeros(120, np.int32), 0, 0).tolist()
 
 
 def test_resume_refuses_another_configuration_and_never_starts_afresh(

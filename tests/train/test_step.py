@@ -17,6 +17,9 @@ CPU = torch.device("cpu")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
 
+ALL = torch.ones(16, dtype=torch.bool)
+
+
 def data(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator)
@@ -48,7 +51,7 @@ def test_equals_a_loop_written_by_hand() -> None:
     for i in range(4):
         images, labels = data(16, seed=i)
         lr = 0.01 * (i + 1)
-        loss = step.forward_backward(images, labels)
+        loss = step.forward_backward(images, labels, ALL[: len(labels)])
         step.update(lr)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -59,14 +62,25 @@ def test_equals_a_loop_written_by_hand() -> None:
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_masked_samples_have_no_part_in_the_loss() -> None:
+    step = build("test_efficientnet_gn")  # group normalisation: samples do not mix
+    images, labels = data(8)
+    valid = torch.tensor([True, False, True, True, False, True, True, True])
+    masked = step.forward_backward(images, labels, valid)
+    step.optimizer.zero_grad()
+    alone = step.forward_backward(images[valid], labels[valid], ALL[:6])
+    assert masked.item() == pytest.approx(alone.item(), rel=1e-5)
+    assert step.forward_backward(images, labels, ~ALL[:8]).item() == 0
+
+
 def test_accumulation_equals_the_large_batch() -> None:
     whole, parts = build("test_efficientnet_gn"), build("test_efficientnet_gn", accumulate=4)
     for i in range(3):
         images, labels = data(16, seed=i)
-        loss = whole.forward_backward(images, labels)
+        loss = whole.forward_backward(images, labels, ALL[: len(labels)])
         whole.update(0.05)
         shares = [
-            parts.forward_backward(images[k : k + 4], labels[k : k + 4], last=k == 12)
+            parts.forward_backward(images[k : k + 4], labels[k : k + 4], ALL[:4], last=k == 12)
             for k in range(0, 16, 4)
         ]
         parts.update(0.05)
@@ -102,7 +116,7 @@ def test_bf16_computes_in_bf16_and_keeps_fp32_weights_and_loss() -> None:
     step.config = StepConfig(precision="bf16")
     images, labels = data(8)
     assert step.predict(images).dtype == torch.bfloat16
-    assert step.forward_backward(images, labels).dtype == torch.float32
+    assert step.forward_backward(images, labels, ALL[: len(labels)]).dtype == torch.float32
     assert {p.grad.dtype for p in step.net.parameters() if p.grad is not None} == {torch.float32}
 
 

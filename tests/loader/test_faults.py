@@ -1,0 +1,188 @@
+"""What goes wrong while reading: bad samples are masked, the rest is an error that names itself."""
+
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from loader import BadSample, Loader, RandomResizedCrop
+from loader.reader import PendingRead, Reads
+from shard.build import build
+from shard.dataset import Dataset, Split
+from shard.errors import FeedlineError
+from shard.plan import Settings
+from tests.conftest import write_images
+
+CROP = RandomResizedCrop(size=24)
+BAD = (3, 11, 12, 30, 44, 45, 62)
+
+
+@pytest.fixture
+def copy(dataset: Dataset, tmp_path: Path) -> Dataset:
+    """A dataset that may be damaged."""
+    shutil.copytree(dataset.root, tmp_path / "copy")
+    return Dataset.open(tmp_path / "copy")
+
+
+def overwrite(split: Split, sample: int, data: bytes, at: float = 0.0) -> None:
+    """Put `data` into the image of a sample, `at` being where, 0 … 1."""
+    path = split.shard_path(int(split.shard[sample]))
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(int(split.offset[sample]) + int(at * int(split.size[sample])))
+        file.write(data)
+
+
+def damage(copy: Dataset) -> None:
+    """Break the samples BAD in different ways: header, zeros, one byte in the scan."""
+    split = copy.split("train")
+    for number, sample in enumerate(BAD):
+        if number % 3 == 0:
+            overwrite(split, sample, b"not a JPEG at all")
+        elif number % 3 == 1:
+            overwrite(split, sample, bytes(int(split.size[sample])))
+        else:
+            overwrite(split, sample, b"\x55\xaa", at=0.7)
+
+
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_bad_samples_are_masked_and_named(
+    dataset: Dataset, copy: Dataset, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(copy)
+    split = copy.split("train")
+    with (
+        Loader(dataset, "train", CROP, batch_size=8, shuffle=True, backend=backend) as sound,
+        Loader(copy, "train", CROP, batch_size=8, shuffle=True, backend=backend, max_bad=7) as loader,
+        caplog.at_level(logging.WARNING, "feedline.loader"),
+    ):
+        expected = {
+            int(i): image for batch in sound for i, image in zip(batch.ids, batch.images, strict=True)
+        }
+        for _ in range(2):  # known ones are not counted again
+            loader.set_epoch(0)
+            met = set()
+            for batch in loader:
+                assert batch.num_valid == int(batch.valid.sum())
+                assert batch.images[~batch.valid].sum() == 0
+                assert batch.labels[~batch.valid].sum() == 0
+                assert (batch.ids[~batch.valid] == -1).all()
+                for i, label, image in zip(
+                    batch.ids[batch.valid], batch.labels[batch.valid], batch.images[batch.valid], strict=True
+                ):
+                    assert int(label) == int(split.label[int(i)])
+                    assert torch.equal(image, expected[int(i)])
+                    met.add(int(i))
+            assert met == set(range(63)) - set(BAD)
+        assert sorted(bad.id for bad in loader.bad_samples) == list(BAD)
+        assert loader.counters.bad == 7
+    for bad in loader.bad_samples:
+        assert isinstance(bad, BadSample)
+        assert (bad.key, bad.offset) == (split.key(bad.id), int(split.offset[bad.id]))
+        assert bad.shard == str(split.shard_path(int(split.shard[bad.id])))
+        assert "crc32" in bad.reason
+    assert len(caplog.records) == 7
+
+
+def test_too_many_bad_samples_end_the_run_with_a_list(copy: Dataset) -> None:
+    damage(copy)
+    with Loader(copy, "train", CROP, batch_size=8, max_bad=5) as loader:
+        with pytest.raises(FeedlineError, match=r"6 samples of split 'train' .* max_bad allows 5") as caught:
+            list(loader)
+        text = str(caught.value)
+        assert all(f"sample {i} (key" in text for i in BAD[:6])
+        assert "shard verify" in text
+    with (
+        Loader(copy, "train", CROP, batch_size=8, max_bad=0) as loader,
+        pytest.raises(FeedlineError, match="sample 3 "),
+    ):
+        list(loader)
+
+
+def test_the_loss_of_a_batch_is_that_of_its_valid_samples(dataset: Dataset, copy: Dataset) -> None:
+    damage(copy)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24 * 24 * 3, 3))
+    with (
+        Loader(copy, "train", CROP, batch_size=63) as loader,
+        Loader(dataset, "train", CROP, batch_size=63) as whole,
+    ):
+        (masked,), (sound,) = list(loader), list(whole)
+    rows = masked.valid.nonzero()[:, 0]
+    loss = torch.nn.CrossEntropyLoss(reduction="none")
+    first = (loss(model(masked.images / 255), masked.labels) * masked.valid).sum() / masked.num_valid
+    second = loss(model(sound.images[rows] / 255), sound.labels[rows]).mean()
+    torch.testing.assert_close(first, second)
+
+
+def test_a_changed_dataset_is_detected(copy: Dataset, tmp_path: Path) -> None:
+    with Loader(copy, "train", CROP, batch_size=8) as loader:
+        list(loader)
+        write_images(tmp_path / "other" / "train", 5)
+        shutil.rmtree(copy.root)
+        build(tmp_path / "other", copy.root, Settings(shard_bytes=80_000), workers=1)
+        with pytest.raises(FeedlineError, match="changed under this job"):
+            list(loader)
+
+
+def test_a_forked_child_is_told(dataset: Dataset) -> None:
+    with Loader(dataset, "train", CROP, batch_size=8) as loader:
+        batches = iter(loader)
+        next(batches)
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:  # pragma: no cover  (another process)
+            try:
+                iter(loader)
+            except FeedlineError as error:
+                os.write(write, str(error).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        os.close(write)
+        assert b"before this process was forked" in os.read(read, 1000)
+        os.close(read)
+        assert len(list(batches)) == 7  # the parent goes on
+
+
+def _first_ids(loader: Loader, found: "multiprocessing.Queue[list[int]]") -> None:
+    with loader:
+        found.put(next(iter(loader)).ids.tolist())
+
+
+def test_a_spawned_process_gets_a_loader_of_its_own(dataset: Dataset) -> None:
+    context = multiprocessing.get_context("spawn")
+    found: multiprocessing.Queue[list[int]] = context.Queue()
+    with Loader(dataset, "train", CROP, batch_size=8, shuffle=True, seed=3) as loader:
+        for _ in zip(range(2), loader, strict=False):
+            pass
+        process = context.Process(target=_first_ids, args=(loader, found))
+        process.start()
+        expected = next(iter(loader)).ids.tolist()
+        assert found.get(timeout=120) == expected
+        process.join()
+        copy = pickle.loads(pickle.dumps(loader))
+        assert (copy.epoch, copy.samples_consumed) == (loader.epoch, loader.samples_consumed)
+        copy.close()
+
+
+def test_storage_that_hangs_ends_in_an_error(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Reads.start
+
+    def hanging(self: Reads, ids: np.ndarray) -> PendingRead:
+        pending = start(self, ids)
+        pending.checks.append(self._pool.apply_async(time.sleep, (3,)))
+        return pending
+
+    monkeypatch.setattr(Reads, "start", hanging)
+    with (
+        Loader(dataset, "train", CROP, batch_size=8, timeout_s=0.2) as loader,
+        pytest.raises(FeedlineError, match=r"longer than timeout_s \(0 s\): the storage hangs"),
+    ):
+        list(loader)
