@@ -51,7 +51,8 @@ def _bounds(
 
 
 _EXACT = _bounds(0, 0, 0.01, 1)
-_LINEAR = _bounds(0.01, 1, 0.02, 1)
+_GREY = _bounds(0.01, 1, 0.01, 1)
+_LINEAR = _bounds(0.5, 1, 0.02, 1)
 
 
 def _timm(name: str, resample: Any = None) -> Reference:
@@ -90,8 +91,9 @@ def _nothing(u: Floats, size: int) -> Floats:
     return single(0.0 * u)
 
 
-# Where DALI differs: Pillow leaves the border alone where it sharpens; its hue is 8 bits wide; its Gaussian is three
-# box filters; OpenCV's equalisation, which DALI has, leaves out the lowest value: images with flat dark areas show it.
+# The torch backend rounds what it interpolates, Pillow cuts off. Where DALI differs: Pillow leaves the border alone where
+# it sharpens; its hue is 8 bits wide; its Gaussian is three box filters; OpenCV's equalisation, which DALI has, leaves
+# out the lowest value: images with flat dark areas show it.
 CASES: dict[str, Case] = {
     "rotate": Case(
         Op.AFFINE_LINEAR, lambda u, n: rotation(60 * u - 30, n, MEAN), "timm", _rotate(_PIXELS.BILINEAR),
@@ -119,8 +121,8 @@ CASES: dict[str, Case] = {
     ),
     "brightness": Case(Op.BRIGHTNESS, _factor, "timm", _timm("brightness"), _EXACT),
     "contrast": Case(Op.CONTRAST, _factor, "timm", _timm("contrast"), _EXACT),
-    "saturation": Case(Op.COLOR, _factor, "timm", _timm("color"), _EXACT),
-    "sharpness": Case(Op.SHARPNESS, _factor, "timm", _timm("sharpness"), _bounds(0, 0, 0.1, 15)),
+    "saturation": Case(Op.COLOR, _factor, "timm", _timm("color"), _GREY),
+    "sharpness": Case(Op.SHARPNESS, _factor, "timm", _timm("sharpness"), _bounds(0.01, 1, 0.1, 15)),
     "hue": Case(Op.HUE, lambda u, n: single(u - 0.5), "torchvision", _vision("adjust_hue"), _bounds(0, 0, 0.6, 10)),
     "posterize": Case(
         Op.POSTERIZE, lambda u, n: single(1 + np.trunc(7.9 * u)), "timm",
@@ -143,7 +145,7 @@ CASES: dict[str, Case] = {
     ),
     "invert": Case(Op.INVERT, _nothing, "timm", lambda picture, arg: timm_ops.invert(picture), _EXACT),
     "grayscale": Case(
-        Op.GRAYSCALE, _nothing, "torchvision", lambda picture, arg: vision.rgb_to_grayscale(picture, 3), _EXACT
+        Op.GRAYSCALE, _nothing, "torchvision", lambda picture, arg: vision.rgb_to_grayscale(picture, 3), _GREY
     ),
     "gaussian blur": Case(
         Op.BLUR, lambda u, n: single(0.1 + 1.9 * u), "timm", _timm("gaussian_blur"), _bounds(0, 0, 0.8, 12)

@@ -2,7 +2,7 @@
 
 An operation works on a finished crop, uint8 [H, W, 3]. Which one, and its arguments, are arrays in `Params`:
 `op` int32 [B, L] and `arg` float32 [B, L, ARGS] say that image b goes through operation op[b, 0] with arguments
-arg[b, 0], then op[b, 1] …. Definitions are Pillow's, which timm and torchvision build on; `loader.pillow_ops`
+arg[b, 0], then op[b, 1] …. Definitions are Pillow's, which timm and torchvision build on; `loader.cpu_ops`
 applies them on the CPU, `loader.dali_ops` inside the DALI graph.
 """
 

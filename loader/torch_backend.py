@@ -11,18 +11,15 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
-import numpy.typing as npt
-import simplejpeg
 import torch
 import torch.nn.functional as F
 
-from loader import pillow_ops
+from loader import cpu_ops
 from loader.backend import Decoded, Pending
+from loader.jpeg import Decoder, Image
 from loader.params import Params
 from loader.reader import Encoded
 from shard.errors import FeedlineError
-
-Image = npt.NDArray[np.uint8]
 
 # Several images a task keep the executor's overhead away; several tasks a thread keep threads evenly busy.
 _TASKS_PER_THREAD = 4
@@ -35,7 +32,7 @@ class TorchBackend:
         self._device = device
         self._timeout_s = timeout_s
         self._threads = threads
-        self._scratch = threading.local()
+        self._local = threading.local()
         self._ring: list[Image] = []
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="feedline-decode")
         _start_single_threaded(self._pool, threads)
@@ -85,25 +82,18 @@ class TorchBackend:
 
     def _run(self, encoded: list[Encoded], params: Params, batch: Image, rows: range) -> dict[int, str]:
         bad: dict[int, str] = {}
+        decoder: Decoder | None = getattr(self._local, "decoder", None)
+        if decoder is None:
+            decoder = self._local.decoder = Decoder()
         for row in rows:
             try:
-                image = self._decode(encoded[row])
+                window = decoder.window(encoded[row], *params.window[row].tolist())
             except ValueError as error:  # noqa: PERF203  (costs nothing since Python 3.11)
                 bad[row] = str(error)
                 batch[row] = 0
             else:
-                _transform(image, params, row, batch[row])
+                _transform(window, params, row, batch[row])
         return bad
-
-    def _decode(self, encoded: Encoded) -> Image:
-        """Decode to uint8 [H, W, 3] in this thread's scratch memory, valid until its next call."""
-        height, width, _, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
-        needed = height * width * 3
-        scratch: Image | None = getattr(self._scratch, "memory", None)
-        if scratch is None or scratch.size < needed:
-            scratch = self._scratch.memory = np.empty(needed, np.uint8)
-        image: Image = simplejpeg.decode_jpeg(encoded, "RGB", buffer=scratch[:needed], strict=False)
-        return image
 
 
 def _idle_references() -> int:
@@ -118,14 +108,13 @@ def _idle_references() -> int:
 _IDLE_REFERENCES = _idle_references()
 
 
-def _transform(image: Image, params: Params, row: int, out: Image) -> None:
-    """Apply the parameters of one row to a decoded image [H, W, 3] and write `out` [size, size, 3]."""
-    top, left, height, width = params.window[row].tolist()
+def _transform(pixels: Image, params: Params, row: int, out: Image) -> None:
+    """Apply the parameters of one row to its decoded window [h, w, 3] and write `out` [size, size, 3]."""
     # torch's fast uint8 resize wants dense channels-last strides, in the batch dimension too: a strided
     # view, or a batch dimension added after the permutation, takes twice the time.
-    window = torch.from_numpy(np.ascontiguousarray(image[top : top + height, left : left + width]))
+    window = torch.from_numpy(np.ascontiguousarray(pixels))
     resized = params.resized[row].tolist()
-    if [height, width] != resized:
+    if list(window.shape[:2]) != resized:
         nchw = F.interpolate(
             window[None].permute(0, 3, 1, 2), size=resized, mode=params.interpolation, antialias=True
         )
@@ -135,7 +124,7 @@ def _transform(image: Image, params: Params, row: int, out: Image) -> None:
     # torch's flip is 20 times faster than a numpy copy with a negative stride
     torch.from_numpy(out).copy_(window.flip(1) if params.flip[row] else window)
     if params.ops is not None:
-        pillow_ops.apply(out, params.ops.op[row].tolist(), params.ops.arg[row].tolist())
+        cpu_ops.apply(out, params.ops.op[row].tolist(), params.ops.arg[row].tolist())
 
 
 def _shift(image: torch.Tensor, offset: list[int], size: int) -> torch.Tensor:

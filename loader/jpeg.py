@@ -1,0 +1,127 @@
+"""JPEG decoding on the CPU: only the window that a crop needs, where libjpeg-turbo 3 is at hand.
+
+Its entropy decoder has to walk through everything above the window, but colour conversion, upsampling and the inverse
+DCT, half of the work, are done for the window alone. The PyPI package `turbojpeg` brings that library; its own Python
+interface cannot crop, so the five functions that are needed are called by ctypes, which releases the GIL. Elsewhere
+simplejpeg decodes whole images. Pixels are the same, bit by bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import logging
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from loader.reader import Encoded
+
+_log = logging.getLogger("feedline.loader")
+Image = npt.NDArray[np.uint8]
+
+# turbojpeg.h of libjpeg-turbo 3
+_DECOMPRESS, _RGB, _WARNING = 1, 0, 0
+_SUBSAMPLING, _WIDTH, _HEIGHT = 4, 5, 6  # tj3Get's parameters
+_MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
+
+
+class _Region(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_int), ("y", ctypes.c_int), ("w", ctypes.c_int), ("h", ctypes.c_int))
+
+
+class Decoder:
+    """Decodes for one thread. The memory it hands out is overwritten by its next call."""
+
+    def __init__(self) -> None:
+        self._library = _library()
+        self._handle = self._library.tj3Init(_DECOMPRESS) if self._library is not None else None
+        self._scratch = np.empty(0, np.uint8)
+
+    def __del__(self) -> None:
+        """Free the library's memory."""
+        if self._library is not None and self._handle:
+            self._library.tj3Destroy(self._handle)
+
+    def window(self, encoded: Encoded, top: int, left: int, height: int, width: int) -> Image:
+        """Pixels of a window, uint8 [height, width, 3], not dense.
+
+        Raises:
+            ValueError: it does not decode, or the window does not lie in the image.
+        """
+        if self._library is None:
+            return self._cut(encoded, top, left, height, width)
+        address, size = encoded.ctypes.data, encoded.size
+        self._check(self._library.tj3DecompressHeader(self._handle, address, size))
+        image_width, image_height = (self._library.tj3Get(self._handle, what) for what in (_WIDTH, _HEIGHT))
+        _require(left + width <= image_width and top + height <= image_height, image_width, image_height)
+        block = _MCU_WIDTH.get(self._library.tj3Get(self._handle, _SUBSAMPLING))
+        if block is None:
+            return self._cut(encoded, top, left, height, width)
+        # A block more on both sides: upsampling the chroma of a border pixel looks at its neighbours.
+        first = max(0, left - block) // block * block
+        last = min(image_width, left + width + block)
+        region = _Region(first, top, last - first, height)
+        self._check(self._library.tj3SetCroppingRegion(self._handle, region))
+        pixels = self._memory(height * region.w * 3).reshape(height, region.w, 3)
+        self._check(
+            self._library.tj3Decompress8(self._handle, address, size, pixels.ctypes.data, region.w * 3, _RGB)
+        )
+        return pixels[:, left - first : left - first + width]
+
+    def _check(self, status: int) -> None:
+        assert self._library is not None
+        # Warnings are overlooked as everywhere: the checksum tells whether bytes are those that were packed.
+        if status and self._library.tj3GetErrorCode(self._handle) != _WARNING:
+            reason = self._library.tj3GetErrorStr(self._handle).decode(errors="replace")
+            # What is left of a broken image would make the next ones fail, too.
+            self._library.tj3Destroy(self._handle)
+            self._handle = self._library.tj3Init(_DECOMPRESS)
+            raise ValueError(reason)
+
+    def _cut(self, encoded: Encoded, top: int, left: int, height: int, width: int) -> Image:
+        """Decode the whole image, and take the window out of it."""
+        image_height, image_width, _, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
+        _require(left + width <= image_width and top + height <= image_height, image_width, image_height)
+        memory = self._memory(image_height * image_width * 3)
+        image: Image = simplejpeg.decode_jpeg(encoded, "RGB", buffer=memory, strict=False)
+        return image[top : top + height, left : left + width]
+
+    def _memory(self, size: int) -> Image:
+        if self._scratch.size < size:
+            self._scratch = np.empty(size, np.uint8)
+        return self._scratch[:size]
+
+
+def _require(inside: bool, width: int, height: int) -> None:
+    if not inside:
+        raise ValueError(f"its JPEG has {width} × {height} pixels, the index says more")
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """libjpeg-turbo 3 out of the package `turbojpeg`; None where there is none."""
+    spec = importlib.util.find_spec("turbojpeg")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+    found = sorted(folder.glob("turbojpeg.libs/libturbojpeg*.so*")) if folder is not None else []
+    if not found:
+        _log.info("the package turbojpeg is not installed: JPEGs are decoded whole, at 3/4 of the speed")
+        return None
+    library = ctypes.CDLL(str(found[0]))
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    for name, result, arguments in (
+        ("tj3Init", pointer, [number]),
+        ("tj3Destroy", None, [pointer]),
+        ("tj3DecompressHeader", number, [pointer, pointer, size]),
+        ("tj3Get", number, [pointer, number]),
+        ("tj3SetCroppingRegion", number, [pointer, _Region]),
+        ("tj3Decompress8", number, [pointer, pointer, size, pointer, number, number]),
+        ("tj3GetErrorCode", number, [pointer]),
+        ("tj3GetErrorStr", ctypes.c_char_p, [pointer]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
