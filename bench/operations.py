@@ -91,9 +91,9 @@ def _nothing(u: Floats, size: int) -> Floats:
     return single(0.0 * u)
 
 
-# The torch backend rounds what it interpolates, Pillow cuts off. Where DALI differs: Pillow leaves the border alone where
-# it sharpens; its hue is 8 bits wide; its Gaussian is three box filters; OpenCV's equalisation, which DALI has, leaves
-# out the lowest value: images with flat dark areas show it.
+# The torch backend rounds what it interpolates, Pillow cuts off. Where DALI differs: Pillow leaves the border alone
+# where it sharpens; its hue is 8 bits wide; its Gaussian is three box filters; OpenCV's equalisation, which DALI has,
+# leaves out the lowest value: images with flat dark areas show it.
 CASES: dict[str, Case] = {
     "rotate": Case(
         Op.AFFINE_LINEAR, lambda u, n: rotation(60 * u - 30, n, MEAN), "timm", _rotate(_PIXELS.BILINEAR),
