@@ -7,14 +7,14 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from multiprocessing import TimeoutError as PoolTimeoutError
-from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from loader.threads import ThreadPool
 from shard.dataset import Split
 from shard.errors import FeedlineError
 
@@ -26,6 +26,7 @@ _PAGE = mmap.PAGESIZE
 # A mapping holds a file descriptor and 1,024 is the usual limit of those; images already handed out
 # keep their own mapping alive, so dropping one here is always safe.
 _MAX_OPEN_SHARDS = 256
+_PATIENCE_S = 1.0  # with threads that read, when they are to end
 
 
 class ShardReader:
@@ -99,12 +100,12 @@ class PendingRead:
     """Encoded images whose bytes are on their way from the disk."""
 
     encoded: list[Encoded]
-    checks: list[AsyncResult[list[int]]]
+    checks: list[Future[list[int]]]
     expected: npt.NDArray[np.uint32]
 
     def ready(self) -> bool:
         """Whether `wait` returns at once."""
-        return all(check.ready() for check in self.checks)
+        return all(check.done() for check in self.checks)
 
     def wait(self, timeout_s: float) -> dict[int, str]:
         """Wait until all bytes are there; reasons by row, of images that are not those of the index.
@@ -112,13 +113,13 @@ class PendingRead:
         Raises:
             FeedlineError: it took too long.
         """
-        try:
-            found = [crc for check in self.checks for crc in check.get(timeout_s)]
-        except PoolTimeoutError:
+        _, late = wait(self.checks, timeout_s)
+        if late:
             raise FeedlineError(
                 f"reading a batch took longer than timeout_s ({timeout_s:.0f} s): the storage hangs; "
                 "mend it, or raise timeout_s"
-            ) from None
+            )
+        found = [crc for check in self.checks for crc in check.result()]
         return {
             row: f"its bytes have the crc32 {crc:08x}, the index says {expected:08x}"
             for row, (crc, expected) in enumerate(zip(found, self.expected.tolist(), strict=True))
@@ -131,8 +132,7 @@ class Reads:
 
     def __init__(self, split: Split, reader: ShardReader, threads: int) -> None:
         self._split, self._reader, self._threads = split, reader, threads
-        # Its threads are daemons: one that hangs in a dead network mount does not keep the process alive.
-        self._pool = ThreadPool(threads)
+        self._pool = ThreadPool(threads, "feedline-read", _PATIENCE_S)
 
     def start(self, ids: Ids) -> PendingRead:
         """Begin to read `ids` [B]; does not wait."""
@@ -140,12 +140,12 @@ class Reads:
         encoded = self._reader.read(ids)
         step = max(1, -(-len(encoded) // self._threads))
         parts = [encoded[first : first + step] for first in range(0, len(encoded), step)]
-        checks = [self._pool.apply_async(_checksums, (part,)) for part in parts]
+        checks = [self._pool.submit(_checksums, part) for part in parts]
         return PendingRead(encoded, checks, self._split.crc32[ids])
 
     def close(self) -> None:
-        """Stop the threads."""
-        self._pool.terminate()
+        """Stop the threads; one that hangs in its storage is left behind."""
+        self._pool.close()
 
 
 def _checksums(encoded: list[Encoded]) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from loader.backend import Decoded, Pending
 from loader.jpeg import Decoder, Image
 from loader.params import Params
 from loader.reader import Encoded
+from loader.threads import ThreadPool
 from shard.errors import FeedlineError
 
 # Several images a task keep the executor's overhead away; several tasks a thread keep threads evenly busy.
 _TASKS_PER_THREAD = 4
+_PATIENCE_S = 30.0  # with threads that decode, when they are to end; a task takes a fraction of a second
 
 
 class TorchBackend:
@@ -34,7 +36,7 @@ class TorchBackend:
         self._threads = threads
         self._local = threading.local()
         self._ring: list[Image] = []
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="feedline-decode")
+        self._pool = ThreadPool(threads, "feedline-decode", _PATIENCE_S)
         _start_single_threaded(self._pool, threads)
 
     def submit(self, encoded: list[Encoded], params: Params, rows: int) -> Pending:
@@ -63,7 +65,7 @@ class TorchBackend:
 
     def close(self) -> None:
         """See `Backend.close`."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
         self._ring.clear()
 
     def _buffer(self, shape: tuple[int, ...]) -> Image:
@@ -146,7 +148,7 @@ def _wait(tasks: list[Future[dict[int, str]]], timeout_s: float) -> dict[int, st
     return {row: reason for task in tasks for row, reason in task.result().items()}
 
 
-def _start_single_threaded(pool: ThreadPoolExecutor, threads: int) -> None:
+def _start_single_threaded(pool: ThreadPool, threads: int) -> None:
     """Start the pool's threads with one intra-op thread each.
 
     `torch.set_num_threads` holds for the calling thread, and as the default of threads started later.

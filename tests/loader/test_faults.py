@@ -177,7 +177,7 @@ def test_storage_that_hangs_ends_in_an_error(dataset: Dataset, monkeypatch: pyte
 
     def hanging(self: Reads, ids: np.ndarray) -> PendingRead:
         pending = start(self, ids)
-        pending.checks.append(self._pool.apply_async(time.sleep, (3,)))
+        pending.checks.append(self._pool.submit(time.sleep, 3))
         return pending
 
     monkeypatch.setattr(Reads, "start", hanging)
