@@ -18,6 +18,7 @@ from loader.policies import (
     TrivialAugmentWide,
     parse_policy,
 )
+from loader.replay import Replayed, replay
 
 __all__ = [
     "AutoAugment",
@@ -35,10 +36,12 @@ __all__ = [
     "RandomGrayscale",
     "RandomResizedCrop",
     "RandomSolarize",
+    "Replayed",
     "ResizeCenterCrop",
     "ShardCache",
     "ThreeAugment",
     "Transform",
     "TrivialAugmentWide",
     "parse_policy",
+    "replay",
 ]
