@@ -55,9 +55,9 @@ class Loader:
 
     Iterating goes from the current position (`epoch`, `samples_consumed`) to the end of that epoch, then
     the position moves to the start of the next one: iterating again gives the next epoch, newly shuffled.
-    A loop that is left early keeps its position. Only the newest iterator is live. Not for several threads at
-    once. A loader belongs to the process that made it: a forked child gets an error, a pickled copy (spawn) is a
-    new loader at the same position.
+    A loop that is left early keeps its position. An iterator starts where the loader stands when its first batch is
+    asked for, and only the one that started last is live. Not for several threads at once. A loader belongs to the
+    process that made it: a forked child gets an error, a pickled copy (spawn) is a new loader at the same position.
 
     What a sample becomes is a function of (seed, epoch, sample id) alone. World size, batch size, threads
     and backend do not change which samples with which crops make up a global batch of a given size.
@@ -182,8 +182,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """Iterate from the current position to the end of the epoch."""
         self._require_usable()
-        self._run += 1
-        return self._iterate(self._run)
+        return self._iterate()
 
     def _require_usable(self) -> None:
         if self._closed:
@@ -194,8 +193,11 @@ class Loader:
                 "process that iterates (no DataLoader with workers around it: it has threads of its own)"
             )
 
-    def _iterate(self, run: int) -> Iterator[Batch]:
-        self._require_newest(run)
+    def _iterate(self) -> Iterator[Batch]:
+        # All of this when the first batch is asked for: Lightning makes the iterator, and then sets the epoch.
+        self._require_usable()
+        self._run += 1
+        run = self._run
         self._abandon()  # what an iterator that was left early had ordered
         self._require_unchanged()
         start, global_batch = self.samples_consumed, self.batch_size * self.world_size

@@ -204,6 +204,24 @@ def test_an_overtaken_iterator_raises_instead_of_mixing_batches(dataset: Dataset
         assert next(iter(loader)).ids.tolist() == list(range(6))
 
 
+def test_an_iterator_starts_where_the_loader_stands_at_its_first_batch(dataset: Dataset) -> None:
+    """As Lightning has it: iterator first, epoch after; and it leaves epochs with the last batch still in its hand."""
+    with (
+        Loader(dataset, "train", CROP, batch_size=16, shuffle=True) as loader,
+        Loader(dataset, "train", CROP, batch_size=16, shuffle=True) as other,
+    ):
+        for epoch in (3, 4):
+            batches = iter(loader)
+            loader.set_epoch(epoch)
+            found = [next(batches).ids.tolist() for _ in range(len(loader))]
+            other.set_epoch(epoch)
+            assert found == [batch.ids.tolist() for batch in other]
+        batches = iter(loader)
+        loader.close()
+        with pytest.raises(FeedlineError, match="closed"):
+            next(batches)
+
+
 def test_a_closed_loader_says_so(dataset: Dataset) -> None:
     loader = Loader(dataset, "val", CROP, batch_size=4)
     loader.close()
