@@ -1,4 +1,4 @@
-"""Command line: python -m bench throughput | parity | packing."""
+"""Command line: python -m bench throughput | parity | packing | shuffle."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from bench import shuffle
 from bench.operations import operations, within
 from bench.operations import table as operations_table
 from bench.packing import packing
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add_command in (_throughput_command, _parity_command, _packing_command):
+    for add_command in (_throughput_command, _parity_command, _packing_command, shuffle.add_command):
         add_command(commands)
     return parser
 
