@@ -3,8 +3,8 @@
 `concurrent.futures.ThreadPoolExecutor` joins its threads at the interpreter's exit, whatever they hang in, and works
 off its queue before; `multiprocessing.pool.ThreadPool` stops in its destructor, which at exit finds modules already
 torn down. Threads must not simply be left running, either: one that comes back from C++ into an interpreter that is
-gone may end the process by `std::terminate`. So this pool drops what is queued and waits for what is running, at exit as
-when it is closed or forgotten, but no longer than it was told.
+gone may end the process by `std::terminate`. So this pool drops what is queued and waits for what is running, at exit
+as when it is closed or forgotten, but no longer than it was told.
 """
 
 from __future__ import annotations
