@@ -117,7 +117,8 @@ def test_a_small_cache_fetches_every_shard_once_an_epoch_per_node(
     fetched = [server.requests[f"train/{name}"] for name in shards]
     assert sum(fetched) <= 3 * (len(shards) + 3)
     assert all(number <= 6 for number in fetched)
-    assert sum(fetched) == sum(cache.fetched for cache in caches)
+    # At the end a few are under way for a fourth epoch.
+    assert 0 <= sum(fetched) - sum(cache.fetched for cache in caches) <= 16
 
 
 def test_a_cache_too_small_for_the_order_is_refused_at_once(server: SlowServer, tmp_path: Path) -> None:
