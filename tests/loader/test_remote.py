@@ -22,6 +22,7 @@ from loader.remote import peak_bytes, uses
 from shard.build import build
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from shard.foreign import index_shards
 from shard.plan import Settings
 from tests.shard.test_remote import local, s3  # noqa: F401  (fixtures)
 
@@ -212,3 +213,15 @@ def test_the_plan_holds_every_shard_from_its_first_to_its_last_step(steps: list[
         sum(SPLIT.shard_bytes[u.shard] for u in plan if u.first <= s <= u.last) for s in range(len(steps))
     ]
     assert peak_bytes(SPLIT, plan) == max(held, default=0)
+
+
+def test_foreign_shards_indexed_where_they_are(many: Dataset, server: SlowServer, tmp_path: Path) -> None:
+    urls = [f"{server.url}/train/{name}" for name in many.split("train").shards]
+    index_shards(urls, tmp_path / "index", jobs=1)
+    with (
+        Loader(many, "train", CROP, batch_size=8, shuffle=True) as near,
+        Loader(
+            tmp_path / "index", "train", CROP, batch_size=8, shuffle=True, cache=tmp_path / "cache"
+        ) as far,
+    ):
+        assert contents(list(far)) == contents(list(near))
