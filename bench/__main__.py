@@ -1,4 +1,4 @@
-"""Command line: python -m bench throughput | parity | packing | shuffle."""
+"""Command line: python -m bench throughput | parity | packing | remote | shuffle."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bench.packing import packing
 from bench.packing import table as packing_table
 from bench.parity import parity
 from bench.parity import table as parity_table
+from bench.remote import add_command as _remote_command
 from bench.report import picture, require_matplotlib, table
 from bench.throughput import OWN, PEERS, Plan, throughput
 from loader.resolve import usable_cores
@@ -42,7 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add_command in (_throughput_command, _parity_command, _packing_command, shuffle.add_command):
+    for add_command in (
+        _throughput_command,
+        _parity_command,
+        _packing_command,
+        _remote_command,
+        shuffle.add_command,
+    ):
         add_command(commands)
     return parser
 

@@ -168,7 +168,7 @@ def operations(
     crop = RandomResizedCrop(size=size).params(0, 0, ids, split.width[ids], split.height[ids])
     rows = []
     for name in backends:
-        backend = make_backend(name, device, usable_cores(), len(ids), 300.0)
+        backend = make_backend(name, device, usable_cores(), len(ids))
 
         def decode(params: Params, backend: Any = backend) -> npt.NDArray[np.uint8]:
             pixels: npt.NDArray[np.uint8] = (

@@ -102,7 +102,7 @@ class _Maker:
             if name == "read":
                 made.append(Read(self.split))
             elif name == "decode":
-                made.append(Decode(self.split, self.plan.threads))
+                made.append(Decode(self.split, self.input.train_transform(), self.plan.threads))
             elif name == "loader":
                 made += self._loaders()
             elif name in PEERS:

@@ -2,9 +2,10 @@
 
 from loader.augment import Compose, PadCrop, RandomResizedCrop, ResizeCenterCrop
 from loader.bad import BadSample
+from loader.batch import Batch
 from loader.cache import ShardCache
 from loader.erase import RandomErasing
-from loader.loader import Batch, Loader
+from loader.loader import Loader
 from loader.order import Order
 from loader.params import Params, Transform
 from loader.policies import (

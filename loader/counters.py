@@ -32,6 +32,7 @@ class Counters:
         fetch_wait_s: part of it that waited for shards from an object store.
         queue: batches that were complete when the newest one was asked for.
         prefetch: batches kept in work.
+        read_ahead: more batches whose bytes are asked for.
     """
 
     batches: int = 0
@@ -44,6 +45,7 @@ class Counters:
     fetch_wait_s: float = 0.0
     queue: int = 0
     prefetch: int = 0
+    read_ahead: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """All of them by name."""

@@ -8,6 +8,9 @@ upsampled smoothly (libjpeg-turbo's default), and resizing is triangular or cubi
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,11 +21,15 @@ import torch.utils.dlpack
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import pipeline_def
 
+from loader.affinity import Cores, pinned
 from loader.backend import Decoded, Pending
 from loader.dali_ops import apply_layers
 from loader.params import Params
 from loader.reader import Encoded
+from loader.tune import Found
 
+_log = logging.getLogger("feedline.loader")
+_LOADS, _TRIES, _DEFAULT_LOAD = (0.0, 0.5, 0.65, 0.8, 0.95), 3, 0.65
 _INTERPOLATIONS = {"bilinear": types.INTERP_TRIANGULAR, "bicubic": types.INTERP_CUBIC}
 
 
@@ -55,12 +62,17 @@ class DaliBackend:
     """
 
     def __init__(
-        self, device: torch.device, threads: int, batch_size: int, hw_decoder_load: float = 0.65
+        self,
+        device: torch.device,
+        threads: int,
+        batch_size: int,
+        cores: Cores | None = None,
+        found: Found | None = None,
     ) -> None:
         self._device = device
         self._threads = threads
         self._batch_size = batch_size
-        self._hw_decoder_load = hw_decoder_load
+        self._cores, self._found = cores, found or Found()
         self._inputs: deque[tuple[Any, ...]] = deque()
         self._in_flight: deque[_Work] = deque()
         self._pipe: Any = None
@@ -80,27 +92,14 @@ class DaliBackend:
         self._inputs.clear()
 
     def _start(self, work: _Work) -> None:
-        kind, params = _Kind.of(work.params), work.params
+        kind = _Kind.of(work.params)
         if self._pipe is None or self._kind != kind:
             if self._in_flight:
                 raise RuntimeError("the kind of transform changed while batches were in flight")
+            if self._device.type == "cuda" and self._found.hw_decoder_load is None:
+                self._found.hw_decoder_load = self._fastest_load(kind, work)
             self._pipe, self._kind = self._build(kind), kind
-        inputs: list[Any] = [
-            work.encoded,
-            np.ascontiguousarray(params.window[:, :2]),
-            np.ascontiguousarray(params.window[:, 2:]),
-            params.resized.astype(np.float32),
-            params.flip.astype(np.int32),
-        ]
-        if params.shifted:
-            inputs += [params.offset, np.full((len(work.encoded), 2), params.size, np.int32)]
-        if params.ops is not None:
-            for k in range(len(params.ops.choices)):
-                inputs += [
-                    np.ascontiguousarray(params.ops.op[:, k]),
-                    np.ascontiguousarray(params.ops.arg[:, k]),
-                ]
-        self._inputs.append(tuple(inputs))
+        self._inputs.append(_inputs(work))
         self._in_flight.append(work)
         self._pipe.schedule_run()
 
@@ -157,7 +156,7 @@ class DaliBackend:
     def _find_bad(self, work: _Work) -> dict[int, str]:
         """Reasons by row, of the images that fail alone."""
         bad: dict[int, str] = {}
-        alone = DaliBackend(self._device, threads=1, batch_size=1)
+        alone = DaliBackend(self._device, 1, 1, self._cores, self._found)
         for row in range(len(work.encoded)):
             alone._start(_Work([work.encoded[row]], work.params.take(np.array([row])), 1))
             try:
@@ -168,12 +167,44 @@ class DaliBackend:
                 alone.close()
         return bad
 
+    def _fastest_load(self, kind: _Kind, work: _Work) -> float:
+        """Try shares of the hardware decoder on the first batch; which is best differs between GPUs and CPUs."""
+        took_s: dict[float, float] = {}
+        for load in _LOADS:
+            self._found.hw_decoder_load = load
+            self._pipe = self._build(kind)
+            for _ in range(_TRIES):
+                torch.cuda.synchronize(self._device)
+                began = time.perf_counter()
+                self._inputs.append(_inputs(work))
+                self._pipe.schedule_run()
+                try:
+                    self._outputs()
+                except (
+                    RuntimeError
+                ) as error:  # an image does not decode: whoever takes the batch finds out which
+                    _log.info(
+                        "hw_decoder_load: kept %g, the first batch has %s", _DEFAULT_LOAD, _brief(error)
+                    )
+                    self._inputs.clear()
+                    return _DEFAULT_LOAD
+                torch.cuda.synchronize(self._device)
+                took_s[load] = min(took_s.get(load, math.inf), time.perf_counter() - began)
+        best = min(took_s, key=lambda load: took_s[load])
+        rates = ", ".join(f"{load:g}: {len(work.encoded) / s:.0f}" for load, s in took_s.items())
+        _log.info("chose hw_decoder_load %g (images/s at each: %s)", best, rates)
+        return best
+
     def _build(self, kind: _Kind) -> Any:
         on_gpu = self._device.type == "cuda"
+        with pinned(self._cores):
+            return self._built(kind, on_gpu)
+
+    def _built(self, kind: _Kind, on_gpu: bool) -> Any:
         pipe = _graph(
             self._inputs,
             kind,
-            self._hw_decoder_load if on_gpu else None,
+            self._found.hw_decoder_load if on_gpu else None,
             batch_size=self._batch_size,
             num_threads=self._threads,
             device_id=self._device.index if on_gpu else None,
@@ -184,6 +215,27 @@ class DaliBackend:
         )
         pipe.build()
         return pipe
+
+
+def _inputs(work: _Work) -> tuple[Any, ...]:
+    """What the graph's external source gives for a batch."""
+    params = work.params
+    inputs: list[Any] = [
+        work.encoded,
+        np.ascontiguousarray(params.window[:, :2]),
+        np.ascontiguousarray(params.window[:, 2:]),
+        params.resized.astype(np.float32),
+        params.flip.astype(np.int32),
+    ]
+    if params.shifted:
+        inputs += [params.offset, np.full((len(work.encoded), 2), params.size, np.int32)]
+    if params.ops is not None:
+        for k in range(len(params.ops.choices)):
+            inputs += [
+                np.ascontiguousarray(params.ops.op[:, k]),
+                np.ascontiguousarray(params.ops.arg[:, k]),
+            ]
+    return tuple(inputs)
 
 
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]

@@ -16,8 +16,6 @@ from loader.order import Ids
 from loader.params import Params
 from loader.reader import Encoded, PendingRead, Reads
 
-READ_AHEAD = 2  # batches whose bytes are asked for before their decoding may begin
-
 
 class Request(NamedTuple):
     """One batch of this rank: sample ids [n] and what happens to them."""
@@ -89,11 +87,17 @@ class Feed:
         """Whether anything is in flight."""
         return bool(self._reading or self._decoding)
 
-    def take(self, step: int, prefetch: int) -> Fed:
-        """Wait for the batch of `step`; steps come in their order."""
+    def take(self, step: int, prefetch: int, read_ahead: int) -> Fed:
+        """Wait for the batch of `step`; steps come in their order.
+
+        Args:
+            step: of this iteration.
+            prefetch: batches that are being decoded, this one included.
+            read_ahead: more batches whose bytes are asked for.
+        """
         last = min(self._steps, step + prefetch)
         while True:
-            self._read_up_to(min(self._steps, last + READ_AHEAD), needed=step)
+            self._read_up_to(min(self._steps, last + read_ahead), needed=step)
             self._decode_up_to(last - step)
             if self._decoding:
                 break

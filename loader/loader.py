@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from loader.affinity import rank_cores
+from loader.arguments import as_order, check_numbers
 from loader.backend import Backend
 from loader.bad import BadSample, BadSamples
+from loader.batch import Batch, finish
 from loader.cache import ShardCache
 from loader.counters import Counters, Tracer
-from loader.feed import Fed, Feed, Request
-from loader.order import Ids, Order, num_steps
+from loader.feed import Fed, Feed
+from loader.order import Order
 from loader.params import Transform
 from loader.reader import Reads
-from loader.resolve import make_backend, resolve_backend, resolve_device, resolve_threads
-from loader.tune import PrefetchDepth
-from loader.where import Shards, Steps, open_shards
+from loader.resolve import make_backend, resolve_backend, resolve_device
+from loader.tune import Found, Tuner
+from loader.walk import Walk
+from loader.where import Shards, open_shards
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 
+_log = logging.getLogger("feedline.loader")
 _READERS = 4  # threads that wait for the disk
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One batch of one rank. Its tensors stay valid for as long as something refers to them.
-
-    Rows that are not valid pad a last batch, or stand for samples that could not be decoded.
-
-    Attributes:
-        images: uint8 [B, H, W, 3] on the loader's device; black where not valid.
-        labels: int64 [B] on the loader's device; 0 where not valid.
-        ids: int64 [B] on the CPU, row numbers of the split's index; -1 where not valid.
-        valid: bool [B] on the loader's device.
-        num_valid: how many rows are valid, known without asking the device.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    ids: torch.Tensor
-    valid: torch.Tensor
-    num_valid: int
 
 
 class Loader:
@@ -77,8 +62,11 @@ class Loader:
         local_world_size: how many of them run on this machine, and share its cores.
         device: where batches are wanted; a CUDA device also decodes there with the DALI backend.
         backend: "dali", "torch", or "auto": DALI for a GPU where it is installed, else torch.
-        threads: CPU threads for decoding; None: this rank's share of the cores.
+        threads: CPU threads for decoding; None: this rank's share of the cores. They run on the NUMA node of the
+            rank's GPU, or of its share of the machine.
         prefetch: batches prepared ahead of the one in use; None: found out in the first steps.
+        hw_decoder_load: share of the JPEGs that the GPU's decoding engine gets, 0 … 1; None: found out with the first
+            batch. Of the DALI backend on a GPU.
         size_at: output size as a function of (epoch, samples consumed so far), for progressive resizing.
         max_bad: samples that may be masked because they do not decode; one more is an error.
         cache: for a dataset at a URL: a `ShardCache` on a local disk, or its folder; None: in ~/.cache.
@@ -107,6 +95,7 @@ class Loader:
         backend: str = "auto",
         threads: int | None = None,
         prefetch: int | None = None,
+        hw_decoder_load: float | None = None,
         size_at: Callable[[int, int], int] | None = None,
         max_bad: int = 100,
         cache: ShardCache | str | Path | None = None,
@@ -114,26 +103,29 @@ class Loader:
         trace: bool = False,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name != "self"}
-        _check_numbers(arguments)
+        check_numbers(arguments)
         self.dataset = data if isinstance(data, Dataset) else Dataset.open(data)
         self._arguments = arguments | {"data": self.dataset.root}
         self.split = self.dataset.split(split)
-        self.transform = transform
         self.batch_size, self.world_size, self.rank = batch_size, world_size, rank
         self.num_samples = len(self.split)
-        self.order = _order(shuffle)
         self.epoch = 0
         self.samples_consumed = 0
-        self._drop_last, self._seed, self._size_at, self._timeout_s = drop_last, seed, size_at, timeout_s
-        self.device = resolve_device(device)
+        self.device, self._timeout_s = resolve_device(device), timeout_s
+        self._walk = Walk(
+            split=self.split, order=as_order(shuffle), transform=transform, seed=seed, batch_size=batch_size,
+            rank=rank, world_size=world_size, drop_last=drop_last, size_at=size_at,
+        )  # fmt: skip
         if len(self) == 0:
             raise FeedlineError(
                 f"split {split!r} has {self.num_samples} samples, fewer than one global batch of "
                 f"{batch_size * world_size}; use a smaller batch size or drop_last=False"
             )
         self.backend = resolve_backend(backend, self.device)
-        self._threads = resolve_threads(threads, local_world_size)
-        self._depth = PrefetchDepth(prefetch)
+        self._cores = rank_cores(self.device, rank % local_world_size, local_world_size)
+        self._threads = threads or self._cores.share
+        _log.info("%d decoding threads on the cores %s", self._threads, sorted(self._cores.ids))
+        self._tuner, self._found = Tuner(prefetch), Found(hw_decoder_load)
         self._shards: Shards = open_shards(self.dataset, self.split, cache, local_world_size)
         remedy = f"run `python -m shard verify {self.dataset.root} --decode`"
         self._bad = BadSamples(self.split, max_bad, remedy)
@@ -177,7 +169,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Return the steps of a whole epoch, the same on every rank."""
-        return num_steps(self.num_samples, 0, self.batch_size * self.world_size, drop_last=self._drop_last)
+        return self._walk.steps(0)
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate from the current position to the end of the epoch."""
@@ -200,20 +192,22 @@ class Loader:
         run = self._run
         self._abandon()  # what an iterator that was left early had ordered
         self._require_unchanged()
-        start, global_batch = self.samples_consumed, self.batch_size * self.world_size
-        steps = num_steps(self.num_samples, start, global_batch, drop_last=self._drop_last)
+        start = self.samples_consumed
+        steps = self._walk.steps(start)
         feed = self._feed = self._start_feed(start, steps)
         try:
             for step in range(steps):
                 self._require_usable()
                 began = time.perf_counter()
-                batch = self._finish(feed.take(step, self._depth.depth))
+                read_wait_s = self._counters.read_wait_s
+                batch = self._finish(feed.take(step, self._tuner.depth, self._tuner.read_ahead))
+                read_wait_s = self._counters.read_wait_s - read_wait_s
                 self._shards.done(step)
-                self.samples_consumed = min(start + (step + 1) * global_batch, self.num_samples)
+                self.samples_consumed = min(start + (step + 1) * self._walk.global_batch, self.num_samples)
                 waited = time.perf_counter() - began
                 self._count(batch, waited)
                 yield batch
-                self._depth.observe(waited, time.perf_counter() - began)
+                self._tuner.observe(waited, read_wait_s, time.perf_counter() - began)
                 self._require_newest(run)
         finally:
             if run == self._run:
@@ -221,16 +215,17 @@ class Loader:
         self.epoch, self.samples_consumed = self.epoch + 1, 0
 
     def _start_feed(self, start: int, steps: int) -> Feed:
-        draws = self._draws(self.epoch)
-        self._shards.begin(self._plan(draws, start, steps))
+        epoch, draws = self.epoch, self._walk.draws(self.epoch)
+        self._shards.begin(self._walk.plan(epoch, draws, start))
         if self._backend is None:
             self._backend = make_backend(
-                self.backend, self.device, self._threads, self.batch_size, self._timeout_s
-            )
+                self.backend, self.device, self._threads, self.batch_size,
+                timeout_s=self._timeout_s, cores=self._cores, found=self._found,
+            )  # fmt: skip
         if self._reads is None:
             self._reads = Reads(self.split, self._shards.reader, min(_READERS, self._threads))
         return Feed(
-            lambda step: self._request(draws, start, step),
+            lambda step: self._walk.request(epoch, draws, start, step),
             steps,
             self.batch_size,
             self._reads,
@@ -240,35 +235,6 @@ class Loader:
             self._counters,
             self._tracer,
         )
-
-    def _draws(self, epoch: int) -> Ids:
-        return self.order.draws(self.split.shard, self._seed, epoch)
-
-    def _positions(self, start: int, step: int) -> Ids:
-        return self.order.rank_positions(
-            self.num_samples, start, step, self.batch_size, self.rank, self.world_size
-        )
-
-    def _plan(self, draws: Ids, start: int, steps: int) -> Steps:
-        """Sample ids of every step of this rank that is left of this epoch, or of one that is `ahead`."""
-        epoch = self.epoch  # a thread asks later, when `self.epoch` may be another
-
-        def plan(ahead: int) -> Iterator[Ids]:
-            order = self._draws(epoch + ahead) if ahead else draws
-            for step in range(len(self) if ahead else steps):
-                yield order[self._positions(0 if ahead else start, step)] % self.num_samples
-
-        return plan
-
-    def _request(self, draws: Ids, start: int, step: int) -> Request:
-        keys = draws[self._positions(start, step)]
-        ids = keys % self.num_samples
-        transform = self.transform
-        if self._size_at is not None:
-            consumed = start + step * self.batch_size * self.world_size
-            transform = transform.at_size(self._size_at(self.epoch, consumed))
-        width, height = self.split.width[ids], self.split.height[ids]
-        return Request(ids, transform.params(self._seed, self.epoch, keys, width, height))
 
     def _require_newest(self, run: int) -> None:
         if run != self._run:
@@ -286,28 +252,9 @@ class Loader:
             )
 
     def _finish(self, fed: Fed) -> Batch:
-        ids, images, bad = fed.ids, fed.images, fed.bad
-        for row, reason in bad.items():
-            self._bad.add(int(ids[row]), reason)
-        if fed.params.erase is not None:
-            fed.params.erase.apply(images)
-        pinned = self.device.type == "cuda"
-        labels = torch.zeros(self.batch_size, dtype=torch.int64, pin_memory=pinned)
-        valid = torch.zeros(self.batch_size, dtype=torch.bool, pin_memory=pinned)
-        all_ids = torch.full((self.batch_size,), -1, dtype=torch.int64)
-        n = len(ids)
-        labels[:n] = torch.from_numpy(self.split.label[ids])
-        valid[:n] = True
-        all_ids[:n] = torch.from_numpy(ids)
-        for rows, value in ((labels, 0), (valid, False), (all_ids, -1), (images, 0)):
-            rows[list(bad)] = value
-        return Batch(
-            images,
-            labels.to(self.device, non_blocking=True),
-            all_ids,
-            valid.to(self.device, non_blocking=True),
-            n - len(bad),
-        )
+        for row, reason in fed.bad.items():
+            self._bad.add(int(fed.ids[row]), reason)
+        return finish(fed, self.split.label[fed.ids], self.batch_size, self.device)
 
     def _count(self, batch: Batch, waited: float) -> None:
         counters = self._counters
@@ -315,7 +262,7 @@ class Loader:
         counters.batches += 1
         counters.samples += batch.num_valid
         counters.bad = len(self._bad.all)
-        counters.prefetch = self._depth.depth
+        counters.prefetch, counters.read_ahead = self._tuner.depth, self._tuner.read_ahead
         counters.fetch_wait_s = self._shards.wait_s
 
     def _abandon(self) -> None:
@@ -347,10 +294,10 @@ class Loader:
         return {
             "epoch": self.epoch,
             "samples_consumed": self.samples_consumed,
-            "seed": self._seed,
+            "seed": self._walk.seed,
             "split": self.split.name,
             "dataset": self.dataset.fingerprint,
-            "order": asdict(self.order),
+            "order": asdict(self._walk.order),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -397,26 +344,3 @@ def _rebuild(arguments: dict[str, Any], epoch: int, samples_consumed: int) -> Lo
     loader = Loader(**arguments)
     loader._seek(epoch, samples_consumed)
     return loader
-
-
-def _order(shuffle: bool | str | Order) -> Order:
-    if isinstance(shuffle, Order):
-        return shuffle
-    if isinstance(shuffle, bool):
-        return Order(shuffle="global" if shuffle else "none")
-    return Order(shuffle=shuffle)
-
-
-def _check_numbers(arguments: dict[str, Any]) -> None:
-    for name in ("batch_size", "world_size", "local_world_size", "prefetch", "threads"):
-        if (value := arguments[name]) is not None and value < 1:
-            raise FeedlineError(f"{name} is {value}; it must be at least 1")
-    if (max_bad := arguments["max_bad"]) < 0:
-        raise FeedlineError(f"max_bad is {max_bad}; it must not be negative")
-    if (timeout_s := arguments["timeout_s"]) <= 0:
-        raise FeedlineError(f"timeout_s is {timeout_s}; it must be positive")
-    rank, world_size = arguments["rank"], arguments["world_size"]
-    if not 0 <= rank < world_size:
-        raise FeedlineError(
-            f"rank is {rank}; with world_size {world_size} it must lie in 0 … {world_size - 1}"
-        )

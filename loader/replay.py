@@ -10,18 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from loader.batch import finish
 from loader.cache import ShardCache
 from loader.counters import Counters, Tracer
 from loader.feed import Feed, Request
 from loader.order import Ids
 from loader.params import Transform
 from loader.reader import Reads
-from loader.resolve import make_backend, resolve_backend, resolve_device, resolve_threads
+from loader.resolve import make_backend, resolve_backend, resolve_device, usable_cores
 from loader.where import open_shards
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 
-_AHEAD = 2  # batches in work
+_DECODING, _READING = 2, 2  # batches in work
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,32 +84,29 @@ def replay(
         return iter([] if ahead else [samples] * len(epochs))
 
     on = resolve_device(device)
-    threads = resolve_threads(None, 1)
+    threads = usable_cores()
     shards = open_shards(dataset, rows, cache, local_world_size=1)
-    decoder = make_backend(resolve_backend(backend, on), on, threads, len(samples), timeout_s)
+    decoder = make_backend(resolve_backend(backend, on), on, threads, len(samples), timeout_s=timeout_s)
     reads = Reads(rows, shards.reader, threads)
     try:
         shards.begin(plan)
         feed = Feed(
             request, len(epochs), len(samples), reads, decoder, shards.available, timeout_s, Counters(), Tracer()
         )  # fmt: skip
-        return _collect(feed, len(epochs), samples)
+        return _collect(feed, len(epochs), rows.label[samples], on)
     finally:
         decoder.close()
         reads.close()
         shards.close()
 
 
-def _collect(feed: Feed, epochs: int, samples: Ids) -> Replayed:
+def _collect(feed: Feed, epochs: int, labels: npt.NDArray[np.int64], device: torch.device) -> Replayed:
     images: list[npt.NDArray[np.uint8]] = []
     bad: dict[int, str] = {}
     for step in range(epochs):
-        fed = feed.take(step, _AHEAD)
-        if fed.params.erase is not None:
-            fed.params.erase.apply(fed.images)
-        fed.images[list(fed.bad)] = 0
-        images.append(fed.images.cpu().numpy())
-        bad |= {int(samples[row]): reason for row, reason in fed.bad.items()}
+        fed = feed.take(step, _DECODING, _READING)
+        images.append(finish(fed, labels, len(labels), device).images.cpu().numpy())
+        bad |= {int(fed.ids[row]): reason for row, reason in fed.bad.items()}
     return Replayed(np.stack(images), bad)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import warnings
 
 import torch
 
+from loader.affinity import Cores, usable_ids
 from loader.backend import Backend
+from loader.tune import Found
 from shard.errors import FeedlineError
 
 BACKENDS = ("auto", "dali", "torch")
@@ -16,13 +17,7 @@ BACKENDS = ("auto", "dali", "torch")
 
 def usable_cores() -> int:
     """CPU cores that this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def resolve_threads(threads: int | None, local_world_size: int) -> int:
-    """Give the decoding threads of a rank: what is wanted, or its share of the machine's cores."""
-    return threads if threads is not None else max(1, usable_cores() // local_world_size)
+    return len(usable_ids())
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -71,12 +66,21 @@ def _dali_is_installed() -> bool:
         return False
 
 
-def make_backend(name: str, device: torch.device, threads: int, batch_size: int, timeout_s: float) -> Backend:
-    """Start a backend that `resolve_backend` named."""
+def make_backend(
+    name: str,
+    device: torch.device,
+    threads: int,
+    batch_size: int,
+    *,
+    timeout_s: float = 300.0,
+    cores: Cores | None = None,
+    found: Found | None = None,
+) -> Backend:
+    """Start a backend that `resolve_backend` named; see `Loader` for the arguments."""
     if name == "dali":
         from loader.dali_backend import DaliBackend  # only here: DALI has no wheel for some systems
 
-        return DaliBackend(device, threads, batch_size)
+        return DaliBackend(device, threads, batch_size, cores, found)
     from loader.torch_backend import TorchBackend
 
-    return TorchBackend(device, threads, timeout_s)
+    return TorchBackend(device, threads, timeout_s, cores)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from loader import cpu_ops
+from loader.affinity import Cores, pinned
 from loader.backend import Decoded, Pending
 from loader.jpeg import Decoder, Image
 from loader.params import Params
@@ -30,14 +31,20 @@ _PATIENCE_S = 30.0  # with threads that decode, when they are to end; a task tak
 class TorchBackend:
     """See `loader.backend.Backend`."""
 
-    def __init__(self, device: torch.device, threads: int, timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, device: torch.device, threads: int, timeout_s: float = 300.0, cores: Cores | None = None
+    ) -> None:
         self._device = device
         self._timeout_s = timeout_s
         self._threads = threads
         self._local = threading.local()
         self._ring: list[Image] = []
-        self._pool = ThreadPool(threads, "feedline-decode", _PATIENCE_S)
-        _start_single_threaded(self._pool, threads)
+        self._copies = (
+            torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        )
+        with pinned(cores):
+            self._pool = ThreadPool(threads, "feedline-decode", _PATIENCE_S)
+            _start_single_threaded(self._pool, threads)
 
     def submit(self, encoded: list[Encoded], params: Params, rows: int) -> Pending:
         """See `Backend.submit`."""
@@ -59,9 +66,20 @@ class TorchBackend:
 
         def result() -> Decoded:
             bad = _wait(tasks, self._timeout_s)
-            return Decoded(out.to(self._device, non_blocking=True), bad)
+            return Decoded(self._to_device(out), bad)
 
         return result
+
+    def _to_device(self, batch: torch.Tensor) -> torch.Tensor:
+        """Copy to the GPU beside its computation, of which the step before is still in the queue."""
+        if self._copies is None:
+            return batch
+        with torch.cuda.stream(self._copies):
+            copy = batch.to(self._device, non_blocking=True)
+        now = torch.cuda.current_stream(self._device)
+        now.wait_stream(self._copies)
+        copy.record_stream(now)
+        return copy
 
     def close(self) -> None:
         """See `Backend.close`."""

@@ -1,0 +1,187 @@
+"""`python -m bench remote`: how long a training loop waits for data that come from an object store.
+
+The dataset is served by a slow server on this machine (`bench.slow_server`), or read from a URL. A small model trains
+on it, with a cache that may be smaller than the dataset, and beside it the same loop on the local files, so that what
+the store costs is told apart from what decoding on the same cores costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from bench.environment import environment
+from bench.slow_server import SlowServer
+from loader import Loader, Order, RandomResizedCrop, ShardCache
+from shard.dataset import Dataset
+from shard.errors import FeedlineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemotePlan:
+    """What to measure.
+
+    Attributes:
+        data: local dataset, to be served and as the comparison.
+        url: the same dataset in a store; None: serve it.
+        latency_s: of the server, before each answer.
+        mb_per_s: 10**6 bytes a second of the server, all transfers together.
+        cache_share: size of the cache, as a share of the split.
+        epochs: of training.
+        model: any timm model.
+        size: side of the crops, pixels.
+        batch_size: images per step.
+        window: shards that a lane mixes.
+        lanes: of the order.
+        start_steps: of the first epoch, left out as start-up.
+    """
+
+    data: Path
+    url: str | None = None
+    latency_s: float = 0.08
+    mb_per_s: float = 40.0
+    cache_share: float = 0.5
+    epochs: int = 3
+    model: str = "resnet18"
+    size: int = 128
+    batch_size: int = 16
+    window: int = 2
+    lanes: int = 2
+    start_steps: int = 3
+
+
+def remote(plan: RemotePlan, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train from the store and from the disk, and return the record; JSON-able.
+
+    Raises:
+        FeedlineError: no such dataset, or the cache is too small for the order.
+    """
+    dataset = Dataset.open(plan.data)
+    total = sum(dataset.split("train").shard_bytes)
+    with ExitStack() as stack:
+        server = None
+        if plan.url is None:
+            server = stack.enter_context(
+                SlowServer(plan.data, latency_s=plan.latency_s, bytes_per_s=plan.mb_per_s * 1e6)
+            )
+        folder = Path(tempfile.mkdtemp(prefix="feedline-cache-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        cache = ShardCache(folder, int(plan.cache_share * total))
+        say("training from the store")
+        far = _train(plan, plan.url or (server.url if server else ""), cache)
+        say("training from the disk")
+        near = _train(plan, plan.data, None)
+        shards = len(dataset.split("train").shards)
+        return {
+            "benchmark": "remote",
+            "environment": environment(torch.device("cpu")),
+            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(plan).items()},
+            "shards": shards,
+            "split_bytes": total,
+            "cache_limit_bytes": cache.limit_bytes,
+            "fetched_shards": cache.fetched,
+            "fetched_per_shard_and_epoch": round(cache.fetched / shards / plan.epochs, 3),
+            "store": far,
+            "disk": near,
+        }
+
+
+def _train(plan: RemotePlan, data: str | Path, cache: ShardCache | None) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = timm.create_model(plan.model, num_classes=len(Dataset.open(plan.data).classes))
+    model = model.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    order = Order(shuffle="window", window=plan.window, lanes=plan.lanes)
+    began = time.perf_counter()
+    with Loader(
+        data, "train", RandomResizedCrop(size=plan.size), batch_size=plan.batch_size, shuffle=order,
+        drop_last=True, cache=cache,
+    ) as loader:  # fmt: skip
+        first_s, clock_s, waited_s, steps = 0.0, 0.0, 0.0, 0
+        for _ in range(plan.epochs):
+            for batch in loader:
+                first_s = first_s or time.perf_counter() - began
+                images = batch.images.permute(0, 3, 1, 2).float().div_(255)
+                loss = torch.nn.functional.cross_entropy(model(images), batch.labels)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+                steps += 1
+                if steps == plan.start_steps:
+                    clock_s, waited_s = time.perf_counter(), loader.wait_s
+        if steps <= plan.start_steps:
+            raise FeedlineError(f"{plan.epochs} epochs have {steps} steps; lower --batch-size")
+        seconds = time.perf_counter() - clock_s
+        return {
+            "images_per_s": round((steps - plan.start_steps) * plan.batch_size / seconds, 1),
+            "wait_share": round((loader.wait_s - waited_s) / seconds, 4),
+            "first_batch_s": round(first_s, 2),
+        }
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record as lines for people."""
+    plan = record["settings"]
+    lines = [
+        f"{plan['model']} at {plan['size']} px, batch {plan['batch_size']}, {plan['epochs']} epochs; store: "
+        + (plan["url"] or f"{plan['latency_s'] * 1000:.0f} ms, {plan['mb_per_s']:g} MB/s")
+        + f"; cache {plan['cache_share']:g} × the split",
+        f"{'':8s}{'images/s':>10s}{'wait share':>12s}{'first batch':>13s}",
+    ]
+    for name in ("store", "disk"):
+        one = record[name]
+        lines.append(
+            f"{name:8s}{one['images_per_s']:10.1f}{one['wait_share']:12.2%}{one['first_batch_s']:11.2f} s"
+        )
+    lines.append(f"each shard was fetched {record['fetched_per_shard_and_epoch']:g} times an epoch")
+    return "\n".join(lines)
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `remote` to the command line."""
+    command = commands.add_parser(
+        "remote",
+        help="how long training waits for data from an object store",
+        description="Train a small model from a store, with a cache of limited size, and from the disk, and compare "
+        "how long each waits. Without --url the dataset is served by a slow server on this machine.",
+    )
+    add, default = command.add_argument, RemotePlan(data=Path())
+    add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add("--url", help="the same dataset in a store, such as s3://bucket/dataset")
+    for name, kind, text in (
+        ("latency-s", float, "of the server, before each answer"),
+        ("mb-per-s", float, "rate of the server"),
+        ("cache-share", float, "size of the cache, as a share of the training split"),
+        ("epochs", int, "of training"),
+        ("model", str, "any timm model"),
+        ("size", int, "side of the crops, pixels"),
+        ("batch-size", int, "images per step"),
+        ("window", int, "shards that a lane of the order mixes"),
+        ("lanes", int, "lanes of the order"),
+    ):
+        value = getattr(default, name.replace("-", "_"))
+        add(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
+    add("--out", type=Path, help="also write the record to this file")
+    add("--json", action="store_true", help="print the record instead of the table")
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    chosen = {f.name: getattr(options, f.name) for f in fields(RemotePlan) if hasattr(options, f.name)}
+    record = remote(RemotePlan(**chosen), lambda text: print(text, file=sys.stderr))
+    if options.out is not None:
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record) if options.json else table(record))
+    return 0
