@@ -13,7 +13,7 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.cli import Options, UsageError, list_recipes, parse
 from train.distributed import World, connect, env_rank
-from train.engine import Trainer
+from train.engine import Trainer, length_of
 from train.run_folder import RunFolder, load_checked
 from train.stop import Stopped
 from train.telemetry import NonFiniteError, clock
@@ -68,7 +68,7 @@ def run(options: Options, world: World) -> int:
     keep = path is not None and folder.owns(path)
     if (
         content is not None
-        and content["epoch"] == config.schedule.epochs
+        and content["epoch"] == length_of(config, dataset).epochs
         and (not keep or folder.summary.exists())
     ):
         if not keep:

@@ -39,12 +39,12 @@ def test_names_are_unique_over_groups() -> None:
         ("sedd: 1", "there is no key sedd; did you mean 'seed'"),
         ("seed: one", "seed is 'one'; expected int"),
         ("step: {compile: 1}", r"step\.compile is 1; expected bool"),
-        ("step: {precision: bf61}", r"step\.precision is 'bf61'; expected one of bf16, fp16, fp32"),
+        ("step: {precision: bf61}", r"step\.precision is 'bf61'; expected one of bf16, fp16, tf32, fp32"),
         ("model: {mean: [1, 2]}", r"model\.mean is \[1, 2\]; expected a list of 3 numbers"),
         ("model: resnet50", r"model is 'resnet50'; expected keys with values"),
         ("[1, 2]", "the file is"),
         ("a: [", "is not valid YAML"),
-        ("schedule: {epochs: 0}", "epochs is 0"),
+        ("schedule: {duration: 0ep}", "duration is '0ep'"),
     ],
 )
 def test_wrong_files_are_errors(text: str, message: str, tmp_path: Path) -> None:
@@ -65,13 +65,13 @@ def test_flags_override_the_recipe() -> None:
     words = "--data d --recipe cifar10_cpu --lr 0.5 --no-compile --epochs=3 --mean 0 0 0"
     options = parse(words.split())
     settings = options.settings
-    assert (settings.optim.lr, settings.schedule.epochs, settings.step.compile) == (0.5, 3, False)
+    assert (settings.optim.lr, settings.schedule.duration, settings.step.compile) == (0.5, "3ep", False)
     assert settings.model.mean == (0, 0, 0)
     assert settings.run_dir == Path("runs/cifar10_cpu")
     assert differences(recipe("cifar10_cpu"), settings) == [
         "mean: (0.4914, 0.4822, 0.4465) → (0.0, 0.0, 0.0)",
         f"lr: {recipe('cifar10_cpu').optim.lr} → 0.5",
-        f"epochs: {recipe('cifar10_cpu').schedule.epochs} → 3",
+        f"duration: {recipe('cifar10_cpu').schedule.duration} → 3ep",
     ]
 
 

@@ -196,7 +196,7 @@ def test_resume_refuses_another_configuration_and_never_starts_afresh(
     assert main([*flags, "--epochs", "1"]) == 0
     assert main([*flags, "--epochs", "2", "--lr", "0.01"]) == 1
     err = capsys.readouterr().err
-    assert "lr: 0.02 → 0.01; epochs: 1 → 2" in err
+    assert "lr: 0.02 → 0.01; duration: 1ep → 2ep" in err
     assert "--resume never" in err
     assert main([*flags, "--epochs", "2", "--lr", "0.01", "--resume", "never"]) == 0
     assert [m["step"] for m in metrics(tmp_path) if m["kind"] == "eval"] == [15, 30]
