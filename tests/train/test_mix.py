@@ -39,9 +39,9 @@ def test_batch_mode_draws_once_a_step_and_elem_once_a_sample() -> None:
 
 
 def test_shares_follow_the_beta_distribution_and_the_switch() -> None:
-    kept = rows(MixConfig(mixup=0.8))[:, 5]
+    kept = rows(MixConfig(mixup=0.8), steps=6000)[:, 5]
     assert stats.kstest(kept, stats.beta(0.8, 0.8).cdf).pvalue > 0.01
-    assert np.array_equal(rows(MixConfig(mixup=0.8))[:, 0], kept)  # of the label as of the pixels
+    assert np.array_equal(rows(MixConfig(mixup=0.8), steps=6000)[:, 0], kept)  # of the label as of the pixels
     cut = rows(BOTH)[:, 3] > 0
     assert 0.45 < cut.mean() < 0.55
     assert 0.2 < (rows(MixConfig(mixup=0.2, mix_prob=0.25))[:, 5] < 1).mean() < 0.3
