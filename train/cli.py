@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import tyro
 
 from shard.errors import FeedlineError
 from train.config import Config, flat, load, nearest
-from train.recipes import RECIPES, recipe
+from train.recipes import RECIPES, about, recipe
 
 DESCRIPTION = """Train a timm model on a feedline dataset.
 
@@ -86,11 +85,13 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def list_recipes() -> str:
-    """Recipes with their documentation."""
+    """Recipes with their documentation; those of one family share it."""
+    families: dict[str, list[str]] = {}
+    for name in RECIPES:
+        families.setdefault(about(name), []).append(name)
     return "\n".join(
-        f"{name}\n"
-        + "".join(f"    {line}\n" for line in (sys.modules[f.__module__].__doc__ or "").splitlines())
-        for name, f in RECIPES.items()
+        "\n".join(names) + "\n" + "".join(f"    {line}\n" for line in text.splitlines())
+        for text, names in families.items()
     )
 
 
