@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from shard.errors import FeedlineError
 
@@ -46,8 +47,9 @@ def prepare_compilation(sizes: int) -> None:
 
     The cache lies in $TORCHINDUCTOR_CACHE_DIR, else in ~/.cache/feedline/inductor.
     """
-    cache = Path.home() / ".cache" / "feedline" / "inductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    # Torch itself writes its default, a folder in /tmp, into the variable when it is imported.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path.home() / ".cache" / "feedline" / "inductor")
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, sizes + 8)  # beyond it a size would run uncompiled

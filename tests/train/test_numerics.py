@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from shard.errors import FeedlineError
 from train.build import make_step
@@ -50,9 +51,13 @@ def test_determinism_and_tf32_are_switched_on_and_off() -> None:
 def test_compiled_code_is_kept_in_a_cache_that_the_environment_may_move(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    prepare_compilation(1)
-    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == Path.home() / ".cache" / "feedline" / "inductor"
+    ours = Path.home() / ".cache" / "feedline" / "inductor"
+    for before in (None, default_cache_dir()):  # torch writes the latter itself, when it is imported
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        if before is not None:
+            monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
+        prepare_compilation(1)
+        assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == ours
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
     prepare_compilation(40)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
