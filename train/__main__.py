@@ -11,9 +11,10 @@ from typing import Any
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from train.build import length_of
 from train.cli import Options, UsageError, list_recipes, parse
 from train.distributed import World, connect, env_rank
-from train.engine import Trainer, length_of
+from train.engine import Trainer
 from train.run_folder import RunFolder, load_checked
 from train.stop import Stopped
 from train.telemetry import NonFiniteError, clock

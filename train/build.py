@@ -1,4 +1,4 @@
-"""Model, optimiser and step as a configuration says."""
+"""Length, model, optimiser and step of a run as its configuration says."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from typing import Protocol, runtime_checkable
 import torch
 from timm.layers import convert_sync_batchnorm
 
+from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.config import Config
 from train.distributed import World
 from train.ema import make_ema
 from train.freeze import frozen_parameters
+from train.inputs import num_samples
 from train.model import Normalized, make_model
 from train.numerics import prepare_compilation
 from train.optim import make_optimizer
+from train.schedule import Length, run_length
 from train.step import TrainStep
+
+
+def length_of(config: Config, dataset: Dataset) -> Length:
+    """Length of the run that `config` describes."""
+    return run_length(config.schedule, num_samples(config.input, dataset), config.input.batch_size)
 
 
 @runtime_checkable

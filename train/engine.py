@@ -14,26 +14,21 @@ import torch
 from loader import Batch
 from shard.dataset import Dataset
 from train import checkpoint
-from train.build import make_step
+from train.build import length_of, make_step
 from train.config import Config, to_dict
 from train.config import save as save_config
 from train.distributed import World
 from train.evaluate import Predict, Result, eval_line, evaluate, mirrored
-from train.inputs import eval_loader, first_images, num_samples, train_loader
+from train.inputs import eval_loader, first_images, train_loader
 from train.mix import Mixing
 from train.resolution import size_at, sizes
 from train.run_folder import RunFolder
-from train.schedule import Length, lr_at, run_length
+from train.schedule import lr_at
 from train.state import RunState, capture, restore
 from train.stop import Stopped, StopSignal
 from train.telemetry import LossWindow, Meter, Metrics, NonFiniteError, Progress, StepRecord, rate_text
 
 WARMUP_STEPS = 5  # of each process, left out of images/s: compilation, first allocations, cold files
-
-
-def length_of(config: Config, dataset: Dataset) -> Length:
-    """Length of the run that `config` describes."""
-    return run_length(config.schedule, num_samples(config.input, dataset), config.input.batch_size)
 
 
 class Trainer:
