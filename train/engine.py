@@ -191,7 +191,8 @@ class Trainer:
         self.progress.line(
             eval_line(f"{epoch}/{self.length.epochs}", result, took_s, averaged, best=improved)
         )
-        self.warn_of_recompilation()
+        if warning := self.step.watch.warning():
+            self.progress.line(warning)
         self.save(best=improved)
 
     def evaluate(self) -> Result | None:
@@ -210,14 +211,6 @@ class Trainer:
     def _evaluate(self, predict: Predict) -> Result | None:
         predict = mirrored(predict) if self.config.evaluation.flip_tta else predict
         return evaluate(predict, self.eval_loader, self.world, self.stop.due)
-
-    def warn_of_recompilation(self) -> None:
-        """Say so if steps were compiled that had been compiled before: it costs minutes, and has a cause."""
-        again = self.step.watch.recompiled
-        if again:
-            self.progress.line(
-                f"warning: torch.compile made {again} more graph(s) after the warm-up; TORCH_LOGS=recompiles says why"
-            )
 
     def report(self) -> None:
         """Write a line of metrics and show the progress."""

@@ -82,6 +82,15 @@ class CompileWatch:
         if done >= self._warmup:
             self.recompiled += new
 
+    def warning(self) -> str:
+        """Line about steps that were compiled again, which costs minutes and has a cause; empty if none was."""
+        if not self.recompiled:
+            return ""
+        return (
+            f"warning: torch.compile made {self.recompiled} more graph(s) after the warm-up; "
+            "TORCH_LOGS=recompiles says why"
+        )
+
     def forget(self) -> None:
         """The step was compiled anew on purpose."""
         self._seen.clear()

@@ -77,9 +77,10 @@ def test_the_watch_tells_new_shapes_from_recompilation() -> None:
         step(2, 1.0)
     for _ in range(4):
         step(3, 1.0)  # a new size: compiled once, and meant so
-    assert (watch.graphs, watch.recompiled) == (2, 0)
+    assert (watch.graphs, watch.recompiled, watch.warning()) == (2, 0, "")
     step(3, 2.0)  # a constant that changes
     assert (watch.graphs, watch.recompiled) == (3, 1)
+    assert "made 1 more graph(s) after the warm-up" in watch.warning()
     watch.forget()
     step(3, 3.0)
     assert watch.recompiled == 1
