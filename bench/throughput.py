@@ -16,9 +16,9 @@ from bench.stages import Decode, Load, Read, Real, Synthetic
 from loader import Loader, RandomResizedCrop
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from train.build import make_step
 from train.config import Config, to_dict
 from train.distributed import World
-from train.engine import make_step
 
 OWN = ("read", "decode", "loader", "synthetic", "real")
 PEERS = ("dali_plain", "torchvision")

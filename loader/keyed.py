@@ -28,7 +28,8 @@ class Stream(IntEnum):
     """What a number is drawn for. Values are part of the format: add new ones, never renumber.
 
     `CROP_*` streams use `value + attempt` for the ten attempts of a random resized crop; `ERASE` up to 127 more;
-    `POLICY` and above belong to the layers of augmentation policies.
+    `MIX` a few more, per step or sample, for mixed batches; `POLICY` and above belong to the layers of augmentation
+    policies.
     """
 
     SHUFFLE = 0
@@ -41,6 +42,7 @@ class Stream(IntEnum):
     CROP_LEFT = 64
     SHARDS = 80
     ERASE = 128
+    MIX = 512
     POLICY = 1024
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from train.build import length_of
 from train.cli import Options, UsageError, list_recipes, parse
 from train.distributed import World, connect, env_rank
 from train.engine import Trainer
@@ -68,7 +69,7 @@ def run(options: Options, world: World) -> int:
     keep = path is not None and folder.owns(path)
     if (
         content is not None
-        and content["epoch"] == config.schedule.epochs
+        and content["epoch"] == length_of(config, dataset).epochs
         and (not keep or folder.summary.exists())
     ):
         if not keep:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
 from shard.errors import FeedlineError
 from train.config import Config, flat, load, nearest
-from train.recipes import RECIPES, recipe
+from train.recipes import RECIPES, about, recipe
 
 DESCRIPTION = """Train a timm model on a feedline dataset.
 
@@ -27,11 +26,18 @@ The same on several processes:
 
   torchrun --nproc-per-node 2 -m train --data DATASET --recipe cifar10_cpu
 
+--epochs N and --warmup-epochs N are short for --duration Nep and --warmup Nep. Values that are true or false are
+switches: --flip-tta, --no-flip-tta.
+
 Run it again from its folder:
 
   python -m train --config runs/cifar10_cpu/config.yaml --run-dir runs/again
 
 Values shown with --recipe NAME --help are that recipe's."""
+
+
+_SWITCH_VALUES = ("True", "False", "None")
+_IN_EPOCHS = {"--epochs": "--duration", "--warmup-epochs": "--warmup"}
 
 
 class UsageError(Exception):
@@ -79,11 +85,13 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def list_recipes() -> str:
-    """Recipes with their documentation."""
+    """Recipes with their documentation; those of one family share it."""
+    families: dict[str, list[str]] = {}
+    for name in RECIPES:
+        families.setdefault(about(name), []).append(name)
     return "\n".join(
-        f"{name}\n"
-        + "".join(f"    {line}\n" for line in (sys.modules[f.__module__].__doc__ or "").splitlines())
-        for name, f in RECIPES.items()
+        "\n".join(names) + "\n" + "".join(f"    {line}\n" for line in text.splitlines())
+        for text, names in families.items()
     )
 
 
@@ -103,16 +111,34 @@ def _base_config(chosen: argparse.Namespace, asking: bool) -> Config:
 
 
 def _spell_out(argv: Sequence[str]) -> list[str]:
-    """--compile and --no-compile are flags; to tyro the setting has three values."""
+    """Write short forms out: switches (--compile, --no-compile) get a value, --epochs 3 is --duration 3ep."""
+    switches = _switches(Options)
     words: list[str] = []
     for i, word in enumerate(argv):
-        if word == "--no-compile":
-            words += ["--compile", "False"]
-        elif word == "--compile" and (i + 1 == len(argv) or argv[i + 1] not in ("True", "False", "None")):
-            words += ["--compile", "True"]
+        name, equals, value = (
+            word.replace("_", "-").partition("=") if word.startswith("--") else (word, "", "")
+        )
+        if name in _IN_EPOCHS:
+            words.append(_IN_EPOCHS[name])
+            if equals:
+                words.append(f"{value}ep")
+        elif i and argv[i - 1].replace("_", "-") in _IN_EPOCHS:
+            words.append(f"{word}ep")
+        elif name.startswith("--no-") and "--" + name[5:] in switches and not equals:
+            words += ["--" + name[5:], "False"]
+        elif name in switches and not equals and (i + 1 == len(argv) or argv[i + 1] not in _SWITCH_VALUES):
+            words += [name, "True"]
         else:
             words.append(word)
     return words
+
+
+def _switches(kind: Any) -> set[str]:
+    """Flags of the values that are true or false, in all groups."""
+    hints = get_type_hints(kind)
+    groups = [_switches(hint) for hint in hints.values() if is_dataclass(hint)]
+    own = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if hint in (bool, bool | None)}
+    return own.union(*groups)
 
 
 def _reject_unknown(argv: Sequence[str]) -> None:
@@ -135,7 +161,7 @@ def _tyro(argv: Sequence[str], default: Options) -> Options:
                 default=default,
                 prog="python -m train",
                 description=DESCRIPTION,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
             )
     except SystemExit as error:
         if not error.code:

@@ -13,16 +13,31 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from shard.errors import FeedlineError
+from train.ema import EmaConfig
+from train.evaluate import EvalConfig
+from train.freeze import FreezeConfig
 from train.inputs import InputConfig
+from train.losses import LossConfig
+from train.mix import MixConfig
 from train.model import ModelConfig
-from train.optim import OptimConfig, ScheduleConfig
+from train.optim import ClipConfig, OptimConfig
+from train.resolution import ResolutionConfig
+from train.schedule import ScheduleConfig
 from train.step import StepConfig
 
 T = TypeVar("T")
 
 # What may change when a run goes on: where and how fast it computes, not what.
 FREE = frozenset(("recipe", "data", "run_dir", "device", "log_every", "checkpoint_every"))
-FREE |= {"accumulate", "compile", "loader_backend", "loader_threads", "max_bad"}
+FREE |= {
+    "accumulate",
+    "compile",
+    "compile_mode",
+    "grad_checkpointing",
+    "loader_backend",
+    "loader_threads",
+    "max_bad",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +59,17 @@ class Config:
     checkpoint_every: int | None = None
     """Steps between two checkpoints within an epoch; None: one at each epoch's end."""
     input: InputConfig = field(default_factory=InputConfig)
+    resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     step: StepConfig = field(default_factory=StepConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         """Reject intervals that never end."""

@@ -14,29 +14,21 @@ import torch
 from loader import Batch
 from shard.dataset import Dataset
 from train import checkpoint
+from train.build import length_of, make_step
 from train.config import Config, to_dict
 from train.config import save as save_config
 from train.distributed import World
-from train.evaluate import Result, eval_line, evaluate
-from train.inputs import eval_loader, train_loader
-from train.model import make_model
-from train.optim import lr_at, make_optimizer
+from train.evaluate import Predict, Result, eval_line, evaluate, mirrored
+from train.inputs import eval_loader, first_images, train_loader
+from train.mix import Mixing
+from train.resolution import size_at, sizes
 from train.run_folder import RunFolder
+from train.schedule import lr_at
 from train.state import RunState, capture, restore
-from train.step import TrainStep
 from train.stop import Stopped, StopSignal
 from train.telemetry import LossWindow, Meter, Metrics, NonFiniteError, Progress, StepRecord, rate_text
 
 WARMUP_STEPS = 5  # of each process, left out of images/s: compilation, first allocations, cold files
-
-
-def make_step(config: Config, num_classes: int, world: World) -> TrainStep:
-    """Make model, optimiser and step as `config` says, the same weights on every rank."""
-    torch.manual_seed(config.seed)
-    net = make_model(config.model, num_classes, world.device)
-    step = TrainStep(net, make_optimizer(net.model, config.optim), config.step, world)
-    torch.manual_seed(config.seed + world.rank)  # dropout should differ between ranks
-    return step
 
 
 class Trainer:
@@ -68,13 +60,23 @@ class Trainer:
         self.state = RunState()
         self._began = time.perf_counter()
         with ExitStack() as stack:
+            self.length = length_of(config, dataset)
+            grow = size_at(config.resolution, config.input.size, self.length)
             self.loader = stack.enter_context(
-                train_loader(config.input, dataset, config.seed, config.step.accumulate, world)
+                train_loader(config.input, dataset, config.seed, config.step.accumulate, world, grow)
             )
             self.eval_loader = stack.enter_context(
                 eval_loader(config.input, dataset, self.loader.batch_size, world)
             )
-            self.step = make_step(config, len(dataset.classes), world)
+            self.step = make_step(
+                config,
+                len(dataset.classes),
+                world,
+                sizes=len(sizes(grow, config.input.size, self.length)),
+                first_images=None if content else lambda: first_images(config.input, dataset, world.device),
+            )
+            self.mixing = Mixing(config.mix, config.seed, self.length)
+            self.thaw_step = self.length.of(config.freeze.freeze_for, "freeze_for")
             kept = 0
             if content is not None:
                 self.state = restore(content, self.step, self.loader, world)
@@ -83,8 +85,6 @@ class Trainer:
             stack.callback(self.metrics.close)
             self.stop = stack.enter_context(StopSignal(world))
             self._stack = stack.pop_all()
-        self.steps_per_epoch = self.loader.num_samples // config.input.batch_size
-        self.total_steps = self.steps_per_epoch * config.schedule.epochs
         self.losses = LossWindow(config.log_every, world)
         self.meter = Meter(world.device, WARMUP_STEPS)
         self.progress = Progress(active=world.is_main)
@@ -99,7 +99,7 @@ class Trainer:
             NonFiniteError: loss or weights are not finite; no checkpoint is written.
         """
         try:
-            while self.loader.epoch < self.config.schedule.epochs:
+            while self.loader.epoch < self.length.epochs:
                 self.train_epoch()
                 self.finish_epoch()
         except NonFiniteError as error:
@@ -110,8 +110,9 @@ class Trainer:
 
     def train_epoch(self) -> None:
         """Train the rest of the loader's epoch."""
-        self.step.net.train()
+        self.step.train()
         left = (self.loader.num_samples - self.loader.samples_consumed) // self.config.input.batch_size
+        left = min(left, self.length.steps - self.state.step)  # the training may end within an epoch
         batches = iter(self.loader)
         self.meter.start()
         for remaining in reversed(range(left)):
@@ -120,7 +121,8 @@ class Trainer:
 
     def train_step(self, batches: Iterator[Batch]) -> None:
         """Do one optimiser step on one global batch. Waits for the loader, never for the device."""
-        lr = lr_at(self.state.step, self.steps_per_epoch, self.config.optim.lr, self.config.schedule)
+        lr = self.lr(self.state.step)
+        self.step.set_frozen(self.state.step < self.thaw_step)
         accumulate = self.config.step.accumulate
         loss, ids, wait_s = torch.zeros((), device=self.world.device), [], 0.0
         for part in range(accumulate):
@@ -128,13 +130,18 @@ class Trainer:
             batch = next(batches)
             wait_s += time.perf_counter() - began
             ids.append(batch.ids)
+            mix = self.mixing(self.loader.epoch, self.state.step, batch.ids, batch.images)
             loss += self.step.forward_backward(
-                batch.images, batch.labels, batch.valid, last=part == accumulate - 1
+                batch.images, batch.labels, batch.valid, last=part == accumulate - 1, mix=mix
             )
-        self.step.update(lr)
         self.state.step += 1
+        self.step.update(lr, self.state.step)
         self.losses.add(loss, StepRecord(self.state.step, lr, ids))
         self.meter.count(wait_s)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of step 0, 1, … of the run."""
+        return lr_at(step, self.config.optim.lr, self.config.schedule, self.length)
 
     def after_step(self, *, epoch_ends: bool) -> None:
         """Log, save or stop where it is time to."""
@@ -168,29 +175,49 @@ class Trainer:
         if result is None:
             self.save()  # as before the evaluation, which is repeated when the run goes on
             raise Stopped(self.stop.agreed)
+        averaged = self.evaluate_averaged()
+        if self.stop.agreed:
+            self.save()
+            raise Stopped(self.stop.agreed)
         self.loader.set_epoch(epoch)
         state = self.state
-        state.last_eval = result.as_dict()
-        improved = result.top1 > state.best_top1
+        state.last_eval = result.as_dict() | (averaged.as_dict("ema_") if averaged else {})
+        judged = averaged or result  # who keeps an average wants that model
+        improved = judged.top1 > state.best_top1
         if improved:
-            state.best_top1, state.best_epoch = result.top1, epoch
-        self.metrics.write(kind="eval", epoch=epoch, step=state.step, **result.as_dict())
+            state.best_top1, state.best_epoch = judged.top1, epoch
+        self.metrics.write(kind="eval", epoch=epoch, step=state.step, **state.last_eval)
         took_s = time.perf_counter() - began
-        self.progress.line(eval_line(f"{epoch}/{self.config.schedule.epochs}", result, took_s, best=improved))
+        self.progress.line(
+            eval_line(f"{epoch}/{self.length.epochs}", result, took_s, averaged, best=improved)
+        )
+        if warning := self.step.watch.warning():
+            self.progress.line(warning)
         self.save(best=improved)
 
     def evaluate(self) -> Result | None:
         """Evaluate rank 0's model on all ranks; None if a signal came meanwhile."""
         self.world.broadcast_(self.step.net.buffers())  # running statistics differ between ranks until now
         self.step.net.eval()
-        return evaluate(self.step.predict, self.eval_loader, self.world, self.stop.due)
+        return self._evaluate(self.step.predict)
+
+    def evaluate_averaged(self) -> Result | None:
+        """Evaluate rank 0's averaged weights on all ranks; None if there are none, or a signal came meanwhile."""
+        if self.step.ema is None:
+            return None
+        self.world.broadcast_(self.step.ema.net.buffers())
+        return self._evaluate(self.step.predict_averaged)
+
+    def _evaluate(self, predict: Predict) -> Result | None:
+        predict = mirrored(predict) if self.config.evaluation.flip_tta else predict
+        return evaluate(predict, self.eval_loader, self.world, self.stop.due)
 
     def report(self) -> None:
         """Write a line of metrics and show the progress."""
         state, rate = self.state, self.meter.report()
         loss = sum(state.losses) / len(state.losses)
         state.losses = []
-        lr = lr_at(state.step - 1, self.steps_per_epoch, self.config.optim.lr, self.config.schedule)
+        lr = self.lr(state.step - 1)
         speed, share, epoch = (
             rate.images_per_s(self.config.input.batch_size),
             rate.wait_share,
@@ -206,9 +233,9 @@ class Trainer:
             data_wait_share=share and round(share, 4),
         )
         total = self.meter.total
-        left_s = (self.total_steps - state.step) * total.seconds / total.steps if total.steps else None
+        left_s = (self.length.steps - state.step) * total.seconds / total.steps if total.steps else None
         self.progress.update(
-            f"epoch {epoch}/{self.config.schedule.epochs}  step {state.step}/{self.total_steps}  "
+            f"epoch {epoch}/{self.length.epochs}  step {state.step}/{self.length.steps}  "
             f"loss {loss:.4f}  lr {lr:.4g}  {rate_text(speed, share, left_s)}"
         )
 
@@ -248,8 +275,10 @@ class Trainer:
             **self.state.last_eval,
             "best_top1": self.state.best_top1,
             "best_epoch": self.state.best_epoch,
-            "epochs": self.config.schedule.epochs,
+            "epochs": self.length.epochs,
             "steps": self.state.step,
+            "compiled_graphs": self.step.watch.graphs,
+            "recompiled_graphs": self.step.watch.recompiled,
             "wall_s": round(self.elapsed_s(), 1),
             "images_per_s": speed and round(speed, 1),
             "ranks": self.world.size,

@@ -12,6 +12,21 @@ from torch.nn import functional as F
 from loader import Loader
 from train.distributed import World
 
+Predict = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    """Evaluation."""
+
+    flip_tta: bool = False
+    """Average the logits of every image and its mirror image."""
+
+
+def mirrored(predict: Predict) -> Predict:
+    """Test-time augmentation: mean logits of images [B, H, W, 3] and of their mirror images."""
+    return lambda images: (predict(images) + predict(images.flip(2))) / 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
@@ -29,14 +44,14 @@ class Result:
     loss: float
     samples: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Fields by name."""
-        return asdict(self)
+    def as_dict(self, prefix: str = "") -> dict[str, Any]:
+        """Fields by name, with something before it."""
+        return {prefix + name: value for name, value in asdict(self).items()}
 
 
 @torch.no_grad()
 def evaluate(
-    predict: Callable[[torch.Tensor], torch.Tensor],
+    predict: Predict,
     loader: Loader,
     world: World,
     stopping: Callable[[int], bool] = lambda step: False,
@@ -72,9 +87,12 @@ def evaluate(
     )
 
 
-def eval_line(epoch: str, result: Result, took_s: float, *, best: bool) -> str:
-    """Line of progress about an evaluation that took `took_s` seconds."""
+def eval_line(
+    epoch: str, result: Result, took_s: float, averaged: Result | None = None, *, best: bool
+) -> str:
+    """Line of progress about an evaluation, and that of the averaged weights, in `took_s` seconds."""
+    beside = f"averaged: top-1 {averaged.top1:.2f} %  " if averaged else ""
     return (
-        f"epoch {epoch}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  "
+        f"epoch {epoch}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  {beside}"
         f"{result.samples} samples in {took_s:.1f} s{'  (best)' if best else ''}"
     )

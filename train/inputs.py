@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
 
 from loader import (
     ColorJitter,
@@ -115,11 +118,11 @@ def micro_batch(batch_size: int, world_size: int, accumulate: int) -> int:
     return batch_size // parts
 
 
-def train_loader(config: InputConfig, dataset: Dataset, seed: int, accumulate: int, world: World) -> Loader:
-    """Loader of this rank's micro-batches: shuffled; samples that fill no whole batch are left out.
+def num_samples(config: InputConfig, dataset: Dataset) -> int:
+    """Samples of the training split.
 
     Raises:
-        FeedlineError: the global batch does not divide, or the split is smaller than it.
+        FeedlineError: fewer than one global batch.
     """
     samples = len(dataset.split(config.train_split))
     if samples < config.batch_size:
@@ -127,6 +130,49 @@ def train_loader(config: InputConfig, dataset: Dataset, seed: int, accumulate: i
             f"split {config.train_split!r} has {samples} samples, fewer than batch_size "
             f"{config.batch_size}; lower --batch-size"
         )
+    return samples
+
+
+def first_images(config: InputConfig, dataset: Dataset, device: torch.device) -> torch.Tensor:
+    """The first training images, at most 5,000, as they are: uint8 [N, H, W, 3]. The same on every rank."""
+    count = min(5000, len(dataset.split(config.train_split)))
+    transform = ResizeCenterCrop(size=config.size, resize=config.size, interpolation=config.interpolation)
+    with Loader(
+        dataset,
+        config.train_split,
+        transform,
+        batch_size=count,
+        device=device,
+        backend=config.loader_backend,
+        threads=config.loader_threads,
+        max_bad=config.max_bad,
+    ) as loader:
+        batch = next(iter(loader))
+    return batch.images[batch.valid]
+
+
+def train_loader(
+    config: InputConfig,
+    dataset: Dataset,
+    seed: int,
+    accumulate: int,
+    world: World,
+    size_at: Callable[[int, int], int] | None = None,
+) -> Loader:
+    """Loader of this rank's micro-batches: shuffled; samples that fill no whole batch are left out.
+
+    Args:
+        config: input settings.
+        dataset: where the split is.
+        seed: of the order and the augmentation.
+        accumulate: micro-batches per step.
+        world: the ranks that share a global batch.
+        size_at: side of the images at (epoch, samples consumed); None: the config's.
+
+    Raises:
+        FeedlineError: the global batch does not divide, or the split is smaller than it.
+    """
+    num_samples(config, dataset)
     return Loader(
         dataset,
         config.train_split,
@@ -134,6 +180,7 @@ def train_loader(config: InputConfig, dataset: Dataset, seed: int, accumulate: i
         batch_size=micro_batch(config.batch_size, world.size, accumulate),
         shuffle=Order(shuffle=config.shuffle, repeats=config.repeats),
         drop_last=True,
+        size_at=size_at,
         seed=seed,
         rank=world.rank,
         world_size=world.size,

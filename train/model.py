@@ -6,7 +6,7 @@ import difflib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -15,6 +15,11 @@ from torch import nn
 
 import train.models  # noqa: F401  registers our models with timm
 from shard.errors import FeedlineError
+from train.arguments import parse_arguments
+from train.mix import blend
+from train.models.blurpool import apply_blurpool
+
+FROM_TIMM = Path("timm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +29,36 @@ class ModelConfig:
     arch: str = "resnet50"
     """Any model name of timm, or of train/models."""
     pretrained: Path | None = None
-    """Weights to start from (.pt, .pth or .safetensors); a head of another size is left out."""
+    """Weights to start from (.pt, .pth or .safetensors), or timm: what timm has of them; a head of another size is
+    left out."""
+    drop_rate: float = 0.0
+    """Dropout before the classifier."""
+    drop_path: float = 0.0
+    """Stochastic depth: probability that the last block is left out; less for those before it."""
+    model_args: str = ""
+    """Further arguments of timm's model: name=value, separated by commas, such as init_values=1e-4."""
+    blurpool: bool = False
+    """Blur before every convolution with a stride but the first, as FFCV's recipes do."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of red, green, blue, for pixels in 0 … 1 (default: ImageNet's)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of red, green, blue."""
 
     def __post_init__(self) -> None:
-        """Reject a deviation that cannot be divided by."""
+        """Reject values out of range."""
         if min(self.std) <= 0:
             raise FeedlineError(f"std is {self.std}; its values must be positive")
+        for name in ("drop_rate", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise FeedlineError(f"{name} is {getattr(self, name)}; it must lie in 0 … 1, 1 excluded")
+        parse_arguments("model_args", self.model_args)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `timm.create_model` beside the name."""
+        given = {"drop_rate": self.drop_rate, "drop_path_rate": self.drop_path}
+        return {k: v for k, v in given.items() if v} | parse_arguments("model_args", self.model_args)
 
 
 class Normalized(nn.Module):
@@ -56,11 +81,17 @@ class Normalized(nn.Module):
         self.register_buffer("scale", 1 / (255 * deviation), persistent=False)
         self.register_buffer("shift", -torch.tensor(mean).view(1, 3, 1, 1) / deviation, persistent=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits [B, classes] of uint8 images [B, H, W, 3]."""
-        pixels = images.permute(0, 3, 1, 2).float()
-        logits: torch.Tensor = self.model(torch.addcmul(self.shift, pixels, self.scale))
+    def forward(self, images: torch.Tensor, mix: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [B, classes] of uint8 images [B, H, W, 3], mixed as `train.mix` says if it does."""
+        logits: torch.Tensor = self.model(self.normalize(images, mix))
         return logits
+
+    def normalize(self, images: torch.Tensor, mix: torch.Tensor | None = None) -> torch.Tensor:
+        """Float images [B, 3, H, W], normalised, of uint8 [B, H, W, 3]."""
+        pixels = images.permute(0, 3, 1, 2).float()
+        if mix is not None:
+            pixels = blend(pixels, mix)
+        return torch.addcmul(self.shift, pixels, self.scale)
 
 
 def make_model(config: ModelConfig, num_classes: int, device: torch.device) -> Normalized:
@@ -69,7 +100,7 @@ def make_model(config: ModelConfig, num_classes: int, device: torch.device) -> N
     The order is set here, before DDP sees the parameters: DDP lays out gradients as it finds them.
 
     Raises:
-        FeedlineError: unknown model, or weights that are missing or do not fit.
+        FeedlineError: unknown model, an argument that it does not take, or weights that are missing or do not fit.
     """
     if not timm.is_model(config.arch):
         near = difflib.get_close_matches(config.arch, timm.list_models(), n=1)
@@ -77,11 +108,40 @@ def make_model(config: ModelConfig, num_classes: int, device: torch.device) -> N
             f"arch is {config.arch!r}, which neither timm nor train/models has"
             + (f"; did you mean {near[0]!r}?" if near else "; see timm.list_models()")
         )
-    model = timm.create_model(config.arch, num_classes=num_classes)
-    if config.pretrained is not None:
+    model = _create(config, num_classes)
+    if config.pretrained is not None and config.pretrained != FROM_TIMM:
         load_pretrained(model, config.pretrained)
+    if config.blurpool and apply_blurpool(model) == 0:
+        raise FeedlineError(
+            f"blurpool is on, but {config.arch!r} has no convolution that it is for; leave it out"
+        )
+    if config.grad_checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise FeedlineError(f"grad_checkpointing is on, but {config.arch!r} has none; leave it out")
+        cast("Any", model).set_grad_checkpointing(True)
     net = Normalized(model, config.mean, config.std).to(device)
     return net.to(memory_format=torch.channels_last)
+
+
+def _create(config: ModelConfig, num_classes: int) -> nn.Module:
+    arguments = config.arguments()
+    fetch = config.pretrained == FROM_TIMM
+    try:
+        model: nn.Module = timm.create_model(
+            config.arch, pretrained=fetch, num_classes=num_classes, **arguments
+        )
+    except TypeError as error:
+        if not arguments:
+            raise
+        raise FeedlineError(f"{config.arch!r} does not take {arguments}: {error}") from error
+    except (OSError, RuntimeError) as error:  # no network, or timm has none of this model
+        if not fetch:
+            raise
+        reason = str(error).splitlines()[0]
+        raise FeedlineError(
+            f"cannot get timm's weights of {config.arch!r}: {reason}; give --pretrained a file"
+        ) from error
+    return model
 
 
 def load_pretrained(model: nn.Module, path: Path) -> None:
@@ -95,7 +155,7 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
     weights: dict[str, Any] = load_state_dict(str(path))
     mine = model.state_dict()
     resized = {k for k, v in weights.items() if k in mine and v.shape != mine[k].shape}
-    head = _head_keys(model)
+    head = head_parameters(model)
     if resized and resized <= head:
         print(
             f"{path}: its head is of another size and is left out ({', '.join(sorted(resized))})",
@@ -113,8 +173,8 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def _head_keys(model: nn.Module) -> set[str]:
-    """Names of the classifier's tensors."""
+def head_parameters(model: nn.Module) -> set[str]:
+    """Names of the classifier's parameters; none where timm does not know it."""
     classifier = getattr(model, "get_classifier", lambda: None)()
     if not isinstance(classifier, nn.Module):
         return set()

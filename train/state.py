@@ -41,6 +41,8 @@ def capture(state: RunState, step: TrainStep, loader: Loader) -> dict[str, Any]:
         "model": step.net.model.state_dict(),
         "optimizer": step.optimizer.state_dict(),
         "scaler": step.scaler.state_dict(),
+        # The name under which timm looks for averaged weights.
+        **({} if step.ema is None else {"model_ema": step.ema.state_dict()}),
     }
 
 
@@ -53,6 +55,8 @@ def restore(content: dict[str, Any], step: TrainStep, loader: Loader, world: Wor
     step.net.model.load_state_dict(content["model"])
     step.optimizer.load_state_dict(content["optimizer"])
     step.scaler.load_state_dict(content["scaler"])
+    if step.ema is not None:
+        step.ema.load_state_dict(content["model_ema"])
     loader.load_state_dict(content["loader"])
     if world.rank < len(content["rng"]):  # of more ranks than before the new ones keep their seed
         set_rng_state(content["rng"][world.rank], world.device)

@@ -1,43 +1,54 @@
-"""One optimiser step: normalise → model → loss → gradients (averaged over ranks) → update."""
+"""One optimiser step: normalise → mix → model → loss → gradients (averaged over ranks) → clip → update → average."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn import functional as F
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from shard.errors import FeedlineError
 from train.distributed import World
+from train.ema import Ema
+from train.freeze import set_train_mode
+from train.losses import LossConfig, sample_losses
+from train.mix import share, spare
 from train.model import Normalized
-from train.optim import set_lr
+from train.numerics import CompileWatch, autocast_dtype, set_numerics
+from train.optim import ClipConfig, clip, set_lr
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+Forward = Callable[..., torch.Tensor]
+_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepConfig:
     """Training step."""
 
-    label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Of matrix products and convolutions (autocast); weights and loss are fp32. fp16 needs a GPU."""
+    precision: Literal["bf16", "fp16", "tf32", "fp32"] = "bf16"
+    """Of matrix products and convolutions; weights and loss are fp32. fp16 and tf32 need a GPU."""
     compile: bool | None = None
     """torch.compile; None: on a GPU. Also --compile and --no-compile."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
+        "default"
+    )
+    """torch.compile's mode."""
+    deterministic: bool = False
+    """The same bits in every run on the same machine, at the price of speed."""
     accumulate: int = 1
     """Micro-batches per step and rank, for global batches that do not fit in memory."""
+    sync_bn: bool = False
+    """Batch norm over the batches of all ranks together; needs GPUs."""
+    compress_grads: bool = False
+    """Send gradients between ranks as bf16: half the traffic."""
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
-        if not 0 <= self.label_smoothing < 1:
-            raise FeedlineError(
-                f"label_smoothing is {self.label_smoothing}; it must lie in 0 … 1, 1 excluded"
-            )
         if self.accumulate < 1:
             raise FeedlineError(f"accumulate is {self.accumulate}; it must be at least 1")
 
@@ -47,80 +58,175 @@ class TrainStep:
 
     `forward_backward` is called `accumulate` times, with `last` for the last of them, then `update` once.
 
+    Args:
+        net: the model with normalisation.
+        optimizer: of all its parameters, frozen ones too.
+        config: how to compute.
+        world: with whom.
+        loss: of what.
+        clipping: of gradients.
+        ema: average that follows the weights.
+        frozen: parameters that do not learn until `set_frozen(False)`.
+
     Attributes:
         net: the bare model with normalisation; `net.model` is the timm model.
         optimizer: its optimiser.
         scaler: loss scaler, which does nothing but with fp16.
+        ema: average of the weights, or None.
+        watch: what torch.compile did.
+
+    Raises:
+        FeedlineError: the device cannot do what `config` asks for.
     """
 
     def __init__(
-        self, net: Normalized, optimizer: torch.optim.Optimizer, config: StepConfig, world: World
+        self,
+        net: Normalized,
+        optimizer: torch.optim.Optimizer,
+        config: StepConfig,
+        world: World,
+        *,
+        loss: LossConfig | None = None,
+        clipping: ClipConfig | None = None,
+        ema: Ema | None = None,
+        frozen: Sequence[nn.Parameter] = (),
     ) -> None:
         device = world.device.type
-        if config.precision == "fp16" and device == "cpu":
-            raise FeedlineError("precision is 'fp16', which needs a GPU; on a CPU use 'bf16' or 'fp32'")
+        set_numerics(config.precision, world.device, deterministic=config.deterministic)
         self.net, self.optimizer, self.world, self.config = net, optimizer, world, config
+        self.loss, self.clipping, self.ema = loss or LossConfig(), clipping or ClipConfig(), ema
         self.scaler = torch.amp.GradScaler(device, enabled=config.precision == "fp16")
-        compiled = device == "cuda" if config.compile is None else config.compile
-        self._ddp = _wrap(net, world, static=config.accumulate == 1 and not compiled)
-        self._forward: Callable[[torch.Tensor], torch.Tensor] = net if self._ddp is None else self._ddp
-        self._bare: Callable[[torch.Tensor], torch.Tensor] = net
-        if compiled:
-            # Around DDP, so that gradients travel while the backward pass still runs. Shapes never change.
-            self._forward = torch.compile(self._forward, dynamic=False)
-            self._bare = torch.compile(net, dynamic=False)
+        self.watch = CompileWatch()
+        self._compiled = device == "cuda" if config.compile is None else config.compile
+        self._frozen, self._is_frozen = list(frozen), False
+        self._ddp: DistributedDataParallel | None = None
+        self._forward: Forward = net
+        self._bare = self._compile(net)
+        self._averaged = None if ema is None else self._compile(ema.net)
+        if self._frozen:
+            self.set_frozen(True)
+        else:
+            self._connect()
+
+    def set_frozen(self, frozen: bool) -> None:
+        """Freeze the frozen parameters, or let them learn. Collective where it changes something."""
+        if not self._frozen or frozen == self._is_frozen:
+            return
+        self._is_frozen = frozen
+        for parameter in self._frozen:
+            parameter.requires_grad_(not frozen)
+            parameter.grad = None
+        self._connect()
+        if self.net.training:
+            self.train()
+
+    def train(self) -> None:
+        """Put the model into training mode; norms that are frozen stay in evaluation."""
+        set_train_mode(self.net)
+
+    def _connect(self) -> None:
+        """Wrap the model for the ranks, as its parameters now learn or do not, and compile it."""
+        self._ddp = _wrap(
+            self.net, self.world, self.config, static=self.config.accumulate == 1 and not self._compiled
+        )
+        # Around DDP, so that gradients travel while the backward pass still runs.
+        self._forward = self._compile(self.net if self._ddp is None else self._ddp)
+        self.watch.forget()
+
+    def _compile(self, module: nn.Module) -> Forward:
+        if not self._compiled:
+            return module
+        # Every image size is compiled on its own: shapes that may vary would be slower at all of them.
+        compiled: Forward = torch.compile(module, dynamic=False, mode=self.config.compile_mode)
+        return compiled
 
     def autocast(self) -> torch.autocast:
         """Context in which the forward pass runs."""
-        dtype = _DTYPES[self.config.precision]
+        dtype = autocast_dtype(self.config.precision)
         return torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32)
 
     def forward_backward(
-        self, images: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor, *, last: bool = True
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        valid: torch.Tensor,
+        *,
+        last: bool = True,
+        mix: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Add one micro-batch's gradients; the last one also averages them over ranks.
 
         Args:
             images: uint8 [B, H, W, 3].
-            labels: int64 [B].
+            labels: int64 [B], or soft targets [B, classes].
             valid: bool [B]; other rows, samples that could not be decoded, have no part in the loss.
             last: whether `update` follows.
+            mix: mixing parameters from `train.mix.Mixing`; what would mix with a row that is not valid does not.
 
         Returns:
             This rank's share of the step's mean loss, a scalar on the device; the micro-batches' add up.
         """
+        if mix is not None:
+            mix = spare(mix, valid)
+        self.watch.start()
         apart = self._ddp.no_sync() if self._ddp is not None and not last else contextlib.nullcontext()
         with apart:
-            with self.autocast():
-                logits = self._forward(images)
-            losses = F.cross_entropy(
-                logits.float(), labels, label_smoothing=self.config.label_smoothing, reduction="none"
-            )
+            logits = self._logits(images, mix)
+            kept = None if mix is None else share(mix)
+            losses = sample_losses(logits.float(), labels, self.loss, kept)
             loss = (losses * valid).sum() / valid.sum().clamp(min=1) / self.config.accumulate
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.watch.stop(tuple(images.shape))
         return loss.detach()
+
+    def _logits(self, images: torch.Tensor, mix: torch.Tensor | None) -> torch.Tensor:
+        if self._compiled and self.config.compile_mode in _CUDA_GRAPHS:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        with self.autocast():
+            return self._forward(images) if mix is None else self._forward(images, mix)
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [B, classes] of uint8 images [B, H, W, 3], without traffic between ranks."""
         with self.autocast():
             return self._bare(images)
 
-    def update(self, lr: float) -> None:
-        """Apply the gradients with learning rate `lr` and clear them."""
+    def predict_averaged(self, images: torch.Tensor) -> torch.Tensor:
+        """The same by the averaged weights; there must be an average."""
+        assert self._averaged is not None
+        with self.autocast():
+            return self._averaged(images)
+
+    def update(self, lr: float, step: int = 0) -> None:
+        """Clip and apply the gradients with learning rate `lr`, clear them, and let the average follow.
+
+        Args:
+            lr: learning rate.
+            step: number of this optimiser step in the whole run, from 1; for the average.
+        """
         set_lr(self.optimizer, lr)
+        if self.clipping.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            clip(self.net.model, self.clipping)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.net, step)
 
 
-def _wrap(net: Normalized, world: World, *, static: bool) -> DistributedDataParallel | None:
+def _wrap(
+    net: Normalized, world: World, config: StepConfig, *, static: bool
+) -> DistributedDataParallel | None:
     if world.size == 1:
         return None
     # A static graph is for the plain case: DDP has it neither with no_sync nor inside torch.compile.
-    return DistributedDataParallel(
+    ddp = DistributedDataParallel(
         net,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         broadcast_buffers=False,  # running statistics are rank 0's, taken over once before each evaluation
         gradient_as_bucket_view=True,
         static_graph=static,
     )
+    if config.compress_grads:
+        ddp.register_comm_hook(None, bf16_compress_hook)
+    return ddp

@@ -12,7 +12,7 @@ from train.__main__ import main
 from train.cli import UsageError, parse
 from train.config import FREE, Config, differences, flat, load, save
 from train.inputs import micro_batch
-from train.recipes import RECIPES, recipe
+from train.recipes import RECIPES, about, recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -39,12 +39,12 @@ def test_names_are_unique_over_groups() -> None:
         ("sedd: 1", "there is no key sedd; did you mean 'seed'"),
         ("seed: one", "seed is 'one'; expected int"),
         ("step: {compile: 1}", r"step\.compile is 1; expected bool"),
-        ("step: {precision: bf61}", r"step\.precision is 'bf61'; expected one of bf16, fp16, fp32"),
+        ("step: {precision: bf61}", r"step\.precision is 'bf61'; expected one of bf16, fp16, tf32, fp32"),
         ("model: {mean: [1, 2]}", r"model\.mean is \[1, 2\]; expected a list of 3 numbers"),
         ("model: resnet50", r"model is 'resnet50'; expected keys with values"),
         ("[1, 2]", "the file is"),
         ("a: [", "is not valid YAML"),
-        ("schedule: {epochs: 0}", "epochs is 0"),
+        ("schedule: {duration: 0ep}", "duration is '0ep'"),
     ],
 )
 def test_wrong_files_are_errors(text: str, message: str, tmp_path: Path) -> None:
@@ -65,13 +65,13 @@ def test_flags_override_the_recipe() -> None:
     words = "--data d --recipe cifar10_cpu --lr 0.5 --no-compile --epochs=3 --mean 0 0 0"
     options = parse(words.split())
     settings = options.settings
-    assert (settings.optim.lr, settings.schedule.epochs, settings.step.compile) == (0.5, 3, False)
+    assert (settings.optim.lr, settings.schedule.duration, settings.step.compile) == (0.5, "3ep", False)
     assert settings.model.mean == (0, 0, 0)
     assert settings.run_dir == Path("runs/cifar10_cpu")
     assert differences(recipe("cifar10_cpu"), settings) == [
         "mean: (0.4914, 0.4822, 0.4465) → (0.0, 0.0, 0.0)",
         f"lr: {recipe('cifar10_cpu').optim.lr} → 0.5",
-        f"epochs: {recipe('cifar10_cpu').schedule.epochs} → 3",
+        f"duration: {recipe('cifar10_cpu').schedule.duration} → 3ep",
     ]
 
 
@@ -133,8 +133,10 @@ def test_help_and_list(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in RECIPES:
         assert name in text
-    assert text.count("Expected accuracy:") == len(RECIPES)
-    assert text.count("Command:") == len(RECIPES)
+    families = {about(name) for name in RECIPES}
+    for line in ("Source:", "Command:", "Expected time:", "Expected accuracy:"):
+        assert text.count(line) == len(families)
+        assert all(line in family for family in families)
 
 
 def test_global_batch_is_divided() -> None:

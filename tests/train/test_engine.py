@@ -196,7 +196,7 @@ def test_resume_refuses_another_configuration_and_never_starts_afresh(
     assert main([*flags, "--epochs", "1"]) == 0
     assert main([*flags, "--epochs", "2", "--lr", "0.01"]) == 1
     err = capsys.readouterr().err
-    assert "lr: 0.02 → 0.01; epochs: 1 → 2" in err
+    assert "lr: 0.02 → 0.01; duration: 1ep → 2ep" in err
     assert "--resume never" in err
     assert main([*flags, "--epochs", "2", "--lr", "0.01", "--resume", "never"]) == 0
     assert [m["step"] for m in metrics(tmp_path) if m["kind"] == "eval"] == [15, 30]
@@ -233,8 +233,16 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "--mixup 0.2 --cutmix 1 --loss bce --bce-threshold 0.2 --ema-decay 0.9 --clip-grad 1",
+        "--mixup 0.2 --mix-mode elem --freeze conv_stem --freeze-for 5st --clip-grad 0.1 --clip-mode agc",
+    ],
+)
 def test_steps_never_wait_for_the_device(
-    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two lines of metrics no tensor is read by the host: `item` and `tolist` are what would."""
     reads: list[int] = []
@@ -256,6 +264,6 @@ def test_steps_never_wait_for_the_device(
             train_step(self, batches)
 
     monkeypatch.setattr(Trainer, "train_step", watched)
-    assert main([*flags, "--epochs", "1", "--run-dir", str(tmp_path)]) == 0
+    assert main([*flags, "--epochs", "1", *more.split(), "--run-dir", str(tmp_path)]) == 0
     assert current == [15]
     assert reads == []

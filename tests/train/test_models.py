@@ -55,3 +55,26 @@ def test_every_parameter_gets_a_gradient_and_channels_last_gives_the_same(
 def test_there_are_no_weights_to_download() -> None:
     with pytest.raises(ValueError, match="no pretrained weights"):
         timm.create_model("cifar_resnet9", pretrained=True)
+
+
+def test_airbenchs_first_layer_whitens_and_does_not_learn() -> None:
+    torch.manual_seed(0)
+    net = timm.create_model("airbench94", num_classes=7)
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(
+        1.97e6, rel=0.01
+    )  # as its docstring says
+    images = torch.randn(64, 3, 32, 32) * torch.tensor([1.0, 0.1, 3.0]).view(3, 1, 1)
+    images[:, 1] += 0.5 * images[:, 0]
+    net.init_from_images(images)
+    out = net.whiten(images)[:, :12].permute(1, 0, 2, 3).flatten(1)
+    covariance = out @ out.T / out.shape[1]
+    # Directions weaker than the epsilon of 5e-4 stay a little weaker.
+    torch.testing.assert_close(covariance, torch.eye(12), rtol=0, atol=0.1)
+    assert torch.equal(net.whiten.weight[12:], -net.whiten.weight[:12])
+    assert not net.whiten.weight.requires_grad
+    logits = net(images)
+    assert logits.shape == (64, 7)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
+    net.reset_classifier(0)
+    assert net(images).shape == (64, 256)

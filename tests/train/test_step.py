@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from shard.errors import FeedlineError
 from train.distributed import World
+from train.losses import LossConfig
 from train.model import ModelConfig, Normalized, make_model
 from train.optim import OptimConfig, make_optimizer
 from train.step import StepConfig, TrainStep
@@ -30,8 +31,8 @@ def build(arch: str, accumulate: int = 1, smoothing: float = 0.1) -> TrainStep:
     torch.manual_seed(0)
     net = make_model(ModelConfig(arch=arch, mean=MEAN, std=STD), 4, CPU).train()
     optimizer = make_optimizer(net.model, OptimConfig(optimizer="momentum", momentum=0.9, weight_decay=1e-3))
-    config = StepConfig(label_smoothing=smoothing, precision="fp32", accumulate=accumulate)
-    return TrainStep(net, optimizer, config, World())
+    config = StepConfig(precision="fp32", accumulate=accumulate)
+    return TrainStep(net, optimizer, config, World(), loss=LossConfig(label_smoothing=smoothing))
 
 
 def by_hand(images: torch.Tensor) -> torch.Tensor:

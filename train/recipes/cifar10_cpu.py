@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from train.config import Config
 from train.inputs import InputConfig
+from train.losses import LossConfig
 from train.model import ModelConfig
-from train.optim import OptimConfig, ScheduleConfig
+from train.optim import OptimConfig
+from train.schedule import ScheduleConfig
 from train.step import StepConfig
 
 
@@ -25,7 +27,8 @@ def cifar10_cpu() -> Config:
         ),
         model=ModelConfig(arch="cifar_resnet9", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
         optim=OptimConfig(optimizer="sgd", lr=0.3, momentum=0.9, weight_decay=5e-4),
-        schedule=ScheduleConfig(epochs=9, warmup_epochs=2, decay="linear"),
-        step=StepConfig(label_smoothing=0.1, precision="bf16"),
+        schedule=ScheduleConfig(duration="9ep", warmup="2ep", decay="linear"),
+        loss=LossConfig(label_smoothing=0.1),
+        step=StepConfig(precision="bf16"),
         log_every=20,
     )

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from train.config import Config
 from train.inputs import InputConfig
+from train.losses import LossConfig
 from train.model import ModelConfig
-from train.optim import OptimConfig, ScheduleConfig
+from train.optim import OptimConfig
+from train.schedule import ScheduleConfig
 from train.step import StepConfig
 
 
@@ -22,7 +24,8 @@ def digits() -> Config:
         input=InputConfig(batch_size=64, crop="pad", size=32, pad=3, hflip=0.0, eval_size=32, eval_resize=32),
         model=ModelConfig(arch="cifar_resnet9", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         optim=OptimConfig(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4),
-        schedule=ScheduleConfig(epochs=8, warmup_epochs=2, decay="linear"),
-        step=StepConfig(label_smoothing=0.1, precision="fp32"),
+        schedule=ScheduleConfig(duration="8ep", warmup="2ep", decay="linear"),
+        loss=LossConfig(label_smoothing=0.1),
+        step=StepConfig(precision="fp32"),
         log_every=10,
     )

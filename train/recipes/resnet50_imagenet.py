@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from train.config import Config
 from train.inputs import InputConfig
+from train.losses import LossConfig
 from train.model import ModelConfig
-from train.optim import OptimConfig, ScheduleConfig
+from train.optim import OptimConfig
+from train.schedule import ScheduleConfig
 from train.step import StepConfig
 
 
@@ -24,6 +26,7 @@ def resnet50_imagenet() -> Config:
         model=ModelConfig(arch="resnet50"),
         # 0.256 per 256 images; the weight decay is 1/32768.
         optim=OptimConfig(optimizer="momentum", lr=2.048, momentum=0.875, weight_decay=3.0517578125e-05),
-        schedule=ScheduleConfig(epochs=90, warmup_epochs=8, decay="cosine"),
-        step=StepConfig(label_smoothing=0.1, precision="bf16"),
+        schedule=ScheduleConfig(duration="90ep", warmup="8ep", decay="cosine"),
+        loss=LossConfig(label_smoothing=0.1),
+        step=StepConfig(precision="bf16"),
     )

@@ -1,0 +1,87 @@
+"""Length, model, optimiser and step of a run as its configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from timm.layers import convert_sync_batchnorm
+
+from shard.dataset import Dataset
+from shard.errors import FeedlineError
+from train.config import Config
+from train.distributed import World
+from train.ema import make_ema
+from train.freeze import frozen_parameters
+from train.inputs import num_samples
+from train.model import Normalized, make_model
+from train.numerics import prepare_compilation
+from train.optim import make_optimizer
+from train.schedule import Length, run_length
+from train.step import TrainStep
+
+
+def length_of(config: Config, dataset: Dataset) -> Length:
+    """Length of the run that `config` describes."""
+    return run_length(config.schedule, num_samples(config.input, dataset), config.input.batch_size)
+
+
+@runtime_checkable
+class StartsFromImages(Protocol):
+    """A model whose first weights are made of the statistics of training images."""
+
+    def init_from_images(self, images: torch.Tensor) -> None:
+        """Start from normalised images [N, 3, H, W]."""
+        ...
+
+
+def make_step(
+    config: Config,
+    num_classes: int,
+    world: World,
+    *,
+    sizes: int = 1,
+    first_images: Callable[[], torch.Tensor] | None = None,
+) -> TrainStep:
+    """Make model, optimiser and step as `config` says, the same weights on every rank.
+
+    Args:
+        config: of the run.
+        num_classes: outputs of the model.
+        world: the ranks.
+        sizes: how many image sizes the training will see.
+        first_images: gives training images, uint8 [N, H, W, 3], to a model that `StartsFromImages`;
+            None: it starts without.
+
+    Raises:
+        FeedlineError: model, optimiser or step cannot be made.
+    """
+    torch.manual_seed(config.seed)
+    prepare_compilation(sizes)
+    net = make_model(config.model, num_classes, world.device)
+    if first_images is not None and isinstance(net.model, StartsFromImages):
+        with torch.no_grad():
+            net.model.init_from_images(net.normalize(first_images()))
+    if config.step.sync_bn:
+        _synchronize_norms(net, world)
+    optimizer = make_optimizer(net.model, config.optim)
+    step = TrainStep(
+        net,
+        optimizer,
+        config.step,
+        world,
+        loss=config.loss,
+        clipping=config.clip,
+        ema=make_ema(net, config.ema),
+        frozen=frozen_parameters(net.model, config.freeze),
+    )
+    torch.manual_seed(config.seed + world.rank)  # dropout should differ between ranks
+    return step
+
+
+def _synchronize_norms(net: Normalized, world: World) -> None:
+    if world.device.type != "cuda":
+        raise FeedlineError("sync_bn is on, which torch has for GPUs only; leave it out on a CPU")
+    if world.size > 1:  # alone there is nothing to share
+        net.model = convert_sync_batchnorm(net.model)

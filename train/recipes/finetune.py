@@ -1,0 +1,46 @@
+"""A pretrained network with a new head on another dataset.
+
+Source: layer-wise decay after Bao et al., "BEiT", 2021, with the settings that Liu et al., "A ConvNet for the 2020s",
+2022, publish for fine-tuning ConvNeXt (learning rate 5e-5 for a batch of 512, layer decay 0.7, weight decay 1e-8,
+30 epochs, no warm-up, no mixing).
+Command: python -m train --data flowers --recipe finetune --pretrained timm
+Expected time: not measured.
+Expected accuracy: depends on the dataset; not measured here.
+
+--pretrained takes timm (weights that timm downloads), one of our checkpoints, or any file of weights of the model; a
+head of another number of classes starts afresh. Not published: the learning rate 2.5e-4 for a batch of 128, since the
+new head starts at random (the layers before it learn slower and slower), and a warm-up of one epoch.
+--freeze all-but-head --freeze-for 2ep lets the head learn alone first.
+"""
+
+from __future__ import annotations
+
+from train.config import Config
+from train.inputs import InputConfig
+from train.losses import LossConfig
+from train.model import ModelConfig
+from train.optim import OptimConfig
+from train.schedule import ScheduleConfig
+from train.step import StepConfig
+
+
+def finetune() -> Config:
+    """Fine-tuning of a pretrained ConvNeXt-T."""
+    return Config(
+        recipe="finetune",
+        input=InputConfig(
+            batch_size=128,
+            size=224,
+            scale=(0.35, 1.0),
+            interpolation="bicubic",
+            augment="rand-m9-mstd0.5-inc1",
+            erase=0.25,
+            eval_size=224,
+            eval_resize=256,
+        ),
+        model=ModelConfig(arch="convnext_tiny", drop_path=0.1),
+        loss=LossConfig(label_smoothing=0.1),
+        optim=OptimConfig(optimizer="adamw", lr=2.5e-4, weight_decay=1e-8, layer_decay=0.7),
+        schedule=ScheduleConfig(duration="30ep", warmup="1ep", decay="cosine", final_lr=1e-6),
+        step=StepConfig(precision="bf16"),
+    )
