@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 
 NODES = Path("/sys/devices/system/node")
 _WORD = 64
+_log = logging.getLogger("feedline.loader")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +84,17 @@ def _at_gpu(device: torch.device) -> frozenset[int]:
     import pynvml  # only here: a machine without a GPU has no NVML
 
     words = -(-(os.cpu_count() or 1) // _WORD)
-    pynvml.nvmlInit()
     try:
-        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        mask = pynvml.nvmlDeviceGetCpuAffinityWithinScope(handle, words, pynvml.NVML_AFFINITY_SCOPE_NODE)
-    except pynvml.NVMLError_NotSupported:
+        pynvml.nvmlInit()
+        try:
+            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            mask = pynvml.nvmlDeviceGetCpuAffinityWithinScope(handle, words, pynvml.NVML_AFFINITY_SCOPE_NODE)
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:  # in some containers, on parts of a GPU (MIG), without NVIDIA's driver
+        _log.info("threads are not bound to the GPU's NUMA node: NVML says %s", error)
         return frozenset()
-    finally:
-        pynvml.nvmlShutdown()
     return frozenset(
         word * _WORD + bit for word, bits in enumerate(mask) for bit in range(_WORD) if bits >> bit & 1
     )

@@ -34,8 +34,7 @@ class Backend(Protocol):
     def submit(self, encoded: list[Encoded], params: Params, rows: int) -> Pending:
         """Start on a batch of n ≤ `rows` encoded images and return at once.
 
-        The returned function waits for it. Results must be taken in the order of submission. Boxes to erase
-        (`params.erase`) are left to the caller.
+        The returned function waits for it. Results must be taken in the order of submission.
 
         Raises:
             FeedlineError: from the returned function, when nothing comes out for the time that was allowed.

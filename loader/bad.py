@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from loader.order import Ids
 from shard.dataset import Split
 from shard.errors import FeedlineError
 
@@ -52,6 +53,12 @@ class BadSamples:
     def all(self) -> list[BadSample]:
         """Those met, in the order of their appearance."""
         return list(self._found.values())
+
+    def rows(self, ids: Ids) -> dict[int, str]:
+        """Reasons by row, of those among the samples `ids` [B]."""
+        if not self._found:
+            return {}
+        return {row: self._found[i].reason for row, i in enumerate(ids.tolist()) if i in self._found}
 
     def add(self, sample: int, reason: str) -> None:
         """Note a sample, and log it if it is new.

@@ -35,8 +35,6 @@ class Batch:
 def finish(fed: Fed, labels: npt.NDArray[np.int64], rows: int, device: torch.device) -> Batch:
     """Make a batch of `rows` rows out of decoded images and the labels [n] of its samples."""
     images, bad, n = fed.images, list(fed.bad), len(fed.ids)
-    if fed.params.erase is not None:
-        fed.params.erase.apply(images)
     pinned = device.type == "cuda"
     all_labels = torch.zeros(rows, dtype=torch.int64, pin_memory=pinned)
     valid = torch.zeros(rows, dtype=torch.bool, pin_memory=pinned)

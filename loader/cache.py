@@ -251,7 +251,7 @@ def default_cache(folder: str | Path | None = None) -> ShardCache:
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = ShardCache(Path(folder) if folder is not None else Path(home, "feedline", "shards"))
-    mine = sum(path.stat().st_size for path in cache.folder.glob("*.tar"))
+    mine = sum(size_bytes for _, size_bytes, _ in cache._entries())
     cache.limit_bytes = int(_FREE_SHARE * (shutil.disk_usage(cache.folder).free + mine))
     return cache
 

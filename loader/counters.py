@@ -30,7 +30,7 @@ class Counters:
         read_wait_s: part of it that waited for bytes.
         decode_wait_s: part of it that waited for pixels.
         fetch_wait_s: part of it that waited for shards from an object store.
-        queue: batches that were complete when the newest one was asked for.
+        queue: batches in work when the newest one was asked for, itself included.
         prefetch: batches kept in work.
         read_ahead: more batches whose bytes are asked for.
     """

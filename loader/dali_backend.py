@@ -9,10 +9,9 @@ upsampled smoothly (libjpeg-turbo's default), and resizing is triangular or cubi
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ from loader.reader import Encoded
 from loader.tune import Found
 
 _log = logging.getLogger("feedline.loader")
-_LOADS, _TRIES, _DEFAULT_LOAD = (0.0, 0.5, 0.65, 0.8, 0.95), 3, 0.65
+_LOADS, _RUNS, _DEFAULT_LOAD = (0.0, 0.5, 0.65, 0.8, 0.95), 3, 0.65
 _INTERPOLATIONS = {"bilinear": types.INTERP_TRIANGULAR, "bicubic": types.INTERP_CUBIC}
 
 
@@ -98,7 +97,8 @@ class DaliBackend:
                 raise RuntimeError("the kind of transform changed while batches were in flight")
             if self._device.type == "cuda" and self._found.hw_decoder_load is None:
                 self._found.hw_decoder_load = self._fastest_load(kind, work)
-            self._pipe, self._kind = self._build(kind), kind
+            load = self._found.hw_decoder_load
+            self._pipe, self._kind = self._build(kind, _DEFAULT_LOAD if load is None else load), kind
         self._inputs.append(_inputs(work))
         self._in_flight.append(work)
         self._pipe.schedule_run()
@@ -110,6 +110,8 @@ class DaliBackend:
         except RuntimeError as error:
             return self._retry_without_bad(error)
         self._in_flight.popleft()
+        if work.params.erase is not None:
+            work.params.erase.apply(batch)
         if len(batch) == work.rows:
             return Decoded(batch)
         padding = batch.new_zeros((work.rows - len(batch), *batch.shape[1:]))
@@ -154,11 +156,12 @@ class DaliBackend:
         return torch.zeros((rows, params.size, params.size, 3), dtype=torch.uint8, device=self._device)
 
     def _find_bad(self, work: _Work) -> dict[int, str]:
-        """Reasons by row, of the images that fail alone."""
+        """Reasons by row, of the images that fail alone; without the operations, as a graph is built after each."""
         bad: dict[int, str] = {}
+        params = replace(work.params, ops=None, erase=None)
         alone = DaliBackend(self._device, 1, 1, self._cores, self._found)
         for row in range(len(work.encoded)):
-            alone._start(_Work([work.encoded[row]], work.params.take(np.array([row])), 1))
+            alone._start(_Work([work.encoded[row]], params.take(np.array([row])), 1))
             try:
                 alone._outputs()
                 alone._in_flight.clear()
@@ -167,53 +170,53 @@ class DaliBackend:
                 alone.close()
         return bad
 
-    def _fastest_load(self, kind: _Kind, work: _Work) -> float:
-        """Try shares of the hardware decoder on the first batch; which is best differs between GPUs and CPUs."""
+    def _fastest_load(self, kind: _Kind, work: _Work) -> float | None:
+        """Try shares of the hardware decoder on a batch; None if it does not decode, which is not the place to say.
+
+        Which is best differs between GPUs, and with the CPUs beside them. Without a decoding engine all are alike.
+        """
         took_s: dict[float, float] = {}
         for load in _LOADS:
-            self._found.hw_decoder_load = load
-            self._pipe = self._build(kind)
-            for _ in range(_TRIES):
-                torch.cuda.synchronize(self._device)
+            pipe = self._build(kind, load)
+            try:
+                self._run(pipe, work)  # allocates
                 began = time.perf_counter()
-                self._inputs.append(_inputs(work))
-                self._pipe.schedule_run()
-                try:
-                    self._outputs()
-                except (
-                    RuntimeError
-                ) as error:  # an image does not decode: whoever takes the batch finds out which
-                    _log.info(
-                        "hw_decoder_load: kept %g, the first batch has %s", _DEFAULT_LOAD, _brief(error)
-                    )
-                    self._inputs.clear()
-                    return _DEFAULT_LOAD
-                torch.cuda.synchronize(self._device)
-                took_s[load] = min(took_s.get(load, math.inf), time.perf_counter() - began)
+                self._run(pipe, work)
+                took_s[load] = time.perf_counter() - began
+            except RuntimeError as error:
+                _log.info("hw_decoder_load is not tried out on a batch with a bad image: %s", _brief(error))
+                self._inputs.clear()
+                return None
+        rates = ", ".join(f"{load:g}: {_RUNS * len(work.encoded) / s:.0f}" for load, s in took_s.items())
         best = min(took_s, key=lambda load: took_s[load])
-        rates = ", ".join(f"{load:g}: {len(work.encoded) / s:.0f}" for load, s in took_s.items())
         _log.info("chose hw_decoder_load %g (images/s at each: %s)", best, rates)
         return best
 
-    def _build(self, kind: _Kind) -> Any:
+    def _run(self, pipe: Any, work: _Work) -> None:
+        """Have a graph do a batch several times, in a queue as in training, and wait for the GPU."""
+        for _ in range(_RUNS):
+            self._inputs.append(_inputs(work))
+            pipe.schedule_run()
+        for _ in range(_RUNS):
+            pipe.outputs(cuda_stream=torch.cuda.current_stream(self._device))
+        torch.cuda.synchronize(self._device)
+
+    def _build(self, kind: _Kind, hw_decoder_load: float) -> Any:
         on_gpu = self._device.type == "cuda"
         with pinned(self._cores):
-            return self._built(kind, on_gpu)
-
-    def _built(self, kind: _Kind, on_gpu: bool) -> Any:
-        pipe = _graph(
-            self._inputs,
-            kind,
-            self._found.hw_decoder_load if on_gpu else None,
-            batch_size=self._batch_size,
-            num_threads=self._threads,
-            device_id=self._device.index if on_gpu else None,
-            # With a deeper queue DALI runs ahead at the first call and asks for inputs that are not there
-            # yet. The dynamic executor takes any number of scheduled runs all the same.
-            prefetch_queue_depth=1,
-            exec_dynamic=True,
-        )
-        pipe.build()
+            pipe = _graph(
+                self._inputs,
+                kind,
+                hw_decoder_load if on_gpu else None,
+                batch_size=self._batch_size,
+                num_threads=self._threads,
+                device_id=self._device.index if on_gpu else None,
+                # With a deeper queue DALI runs ahead at the first call and asks for inputs that are not there
+                # yet. The dynamic executor takes any number of scheduled runs all the same.
+                prefetch_queue_depth=1,
+                exec_dynamic=True,
+            )
+            pipe.build()
         return pipe
 
 
@@ -275,6 +278,6 @@ def _graph(inputs: deque[tuple[Any, ...]], kind: _Kind, hw_decoder_load: float |
 
 
 def _brief(error: RuntimeError) -> str:
-    """Give the first line of DALI's message that says anything of the image."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "rror" in line and "pipeline" not in line.lower()), lines[0])[:300]
+    """What DALI met, out of its message of a dozen lines."""
+    met = str(error).partition("encountered:")[2].strip() or str(error).strip()
+    return f"DALI: {met.splitlines()[0].rstrip(' :')[:300]}"

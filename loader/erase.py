@@ -40,18 +40,23 @@ class Erase:
         """Only the images `rows`."""
         return Erase(box=self.box[rows], noise=self.noise[rows], mode=self.mode)
 
+    def paint(self, row: int, image: torch.Tensor) -> None:
+        """Paint the box of row `row` into its image, uint8 [H, W, 3], in place."""
+        top, left, height, width = self.box[row].tolist()
+        if not height:
+            return
+        table, start = _noise_table(image.device), int(self.noise[row])
+        box = image[top : top + height, left : left + width]
+        if self.mode == "pixel":
+            number = torch.arange(start, start + height * width, device=image.device) % len(table)
+            box.copy_(table[number].view(height, width, 3))
+        else:
+            box.copy_((table[start] if self.mode == "rand" else _mean(image.device)).expand_as(box))
+
     def apply(self, images: torch.Tensor) -> None:
-        """Paint the boxes in uint8 [≥ B, H, W, 3], in place."""
-        table = _noise_table(images.device)
+        """Paint all boxes in uint8 [≥ B, H, W, 3], in place."""
         for row in np.flatnonzero(self.box[:, 2]).tolist():
-            top, left, height, width = self.box[row].tolist()
-            start = int(self.noise[row])
-            box = images[row, top : top + height, left : left + width]
-            if self.mode == "pixel":
-                number = torch.arange(start, start + height * width, device=images.device) % len(table)
-                box.copy_(table[number].view(height, width, 3))
-            else:
-                box.copy_((table[start] if self.mode == "rand" else _mean(images.device)).expand_as(box))
+            self.paint(row, images[row])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,6 +60,7 @@ class Feed:
         timeout_s: for one batch's bytes.
         counters: to count in.
         tracer: to record in.
+        known_bad: reasons by row, of samples that are known not to decode.
     """
 
     def __init__(
@@ -73,10 +74,12 @@ class Feed:
         timeout_s: float,
         counters: Counters,
         tracer: Tracer,
+        known_bad: Callable[[Ids], dict[int, str]] = lambda ids: {},
     ) -> None:
         self._request, self._steps, self._rows = request, steps, rows
         self._reads, self._backend, self._available = reads, backend, available
         self._timeout_s, self._counters, self._tracer = timeout_s, counters, tracer
+        self._known_bad = known_bad
         self._reading: deque[tuple[Request, PendingRead]] = deque()
         self._decoding: deque[_Decoding] = deque()
         self._next_read = 0
@@ -103,10 +106,12 @@ class Feed:
                 break
         with self._tracer.span("wait for pixels", step=step):
             began = time.perf_counter()
-            ids, params, pending, bad = self._decoding.popleft()
+            self._counters.queue = len(self._decoding)
+            ids, params, pending, bad = self._decoding[0]
             decoded = pending()
+            self._decoding.popleft()  # not before: an interrupt would leave the backend a batch ahead of us
             self._counters.decode_wait_s += time.perf_counter() - began
-        return Fed(ids, params, decoded.images, bad | decoded.bad)
+        return Fed(ids, params, decoded.images, decoded.bad | bad)
 
     def _read_up_to(self, end: int, needed: int) -> None:
         while self._next_read < end:
@@ -127,7 +132,7 @@ class Feed:
                 return
             with self._tracer.span("wait for bytes", samples=len(ids)):
                 began = time.perf_counter()
-                wrong = read.wait(self._timeout_s)
+                wrong = read.wait(self._timeout_s) | self._known_bad(ids)
                 self._counters.read_wait_s += time.perf_counter() - began
             self._reading.popleft()
             self._counters.bytes_read += sum(len(one) for one in read.encoded)

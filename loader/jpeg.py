@@ -2,7 +2,7 @@
 
 Its entropy decoder has to walk through everything above the window, but colour conversion, upsampling and the inverse
 DCT, half of the work, are done for the window alone. The PyPI package `turbojpeg` brings that library; its own Python
-interface cannot crop, so the five functions that are needed are called by ctypes, which releases the GIL. Elsewhere
+interface cannot crop, so the few functions that are needed are called by ctypes, which releases the GIL. Elsewhere
 simplejpeg decodes whole images. Pixels are the same, bit by bit.
 """
 
@@ -11,11 +11,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import io
 import logging
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 import simplejpeg
 
 from loader.reader import Encoded
@@ -24,7 +26,7 @@ _log = logging.getLogger("feedline.loader")
 Image = npt.NDArray[np.uint8]
 
 # turbojpeg.h of libjpeg-turbo 3
-_DECOMPRESS, _RGB, _WARNING = 1, 0, 0
+_DECOMPRESS, _RGB = 1, 0
 _SUBSAMPLING, _WIDTH, _HEIGHT = 4, 5, 6  # tj3Get's parameters
 _MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
 
@@ -49,46 +51,50 @@ class Decoder:
     def window(self, encoded: Encoded, top: int, left: int, height: int, width: int) -> Image:
         """Pixels of a window, uint8 [height, width, 3], not dense.
 
+        What the fast decoder has any objection to, be it a warning, is decided by Pillow: what it decodes, torchvision
+        and timm train on.
+
         Raises:
             ValueError: it does not decode, or the window does not lie in the image.
         """
+        pixels = self._fast(encoded, top, left, height, width)
+        if pixels is not None:
+            return pixels
+        whole = _by_pillow(encoded)
+        if left + width > whole.shape[1] or top + height > whole.shape[0]:
+            raise ValueError(f"its JPEG has {whole.shape[1]} × {whole.shape[0]} pixels, the index says more")
+        return whole[top : top + height, left : left + width]
+
+    def _fast(self, encoded: Encoded, top: int, left: int, height: int, width: int) -> Image | None:
+        """The window, None where there is anything unusual about it."""
         if self._library is None:
-            return self._cut(encoded, top, left, height, width)
-        address, size = encoded.ctypes.data, encoded.size
-        self._check(self._library.tj3DecompressHeader(self._handle, address, size))
-        image_width, image_height = (self._library.tj3Get(self._handle, what) for what in (_WIDTH, _HEIGHT))
-        _require(left + width <= image_width and top + height <= image_height, image_width, image_height)
-        block = _MCU_WIDTH.get(self._library.tj3Get(self._handle, _SUBSAMPLING))
-        if block is None:
-            return self._cut(encoded, top, left, height, width)
+            return _whole(encoded, top, left, height, width)
+        library, address, size = self._library, encoded.ctypes.data, encoded.size
+        if library.tj3DecompressHeader(self._handle, address, size):
+            self._give_up()
+            return None
+        image_width, image_height = (library.tj3Get(self._handle, what) for what in (_WIDTH, _HEIGHT))
+        block = _MCU_WIDTH.get(library.tj3Get(self._handle, _SUBSAMPLING))
+        if block is None or left + width > image_width or top + height > image_height:
+            return None
         # A block more on both sides: upsampling the chroma of a border pixel looks at its neighbours.
         first = max(0, left - block) // block * block
         last = min(image_width, left + width + block)
         region = _Region(first, top, last - first, height)
-        self._check(self._library.tj3SetCroppingRegion(self._handle, region))
+        if library.tj3SetCroppingRegion(self._handle, region):
+            self._give_up()
+            return None
         pixels = self._memory(height * region.w * 3).reshape(height, region.w, 3)
-        self._check(
-            self._library.tj3Decompress8(self._handle, address, size, pixels.ctypes.data, region.w * 3, _RGB)
-        )
+        if library.tj3Decompress8(self._handle, address, size, pixels.ctypes.data, region.w * 3, _RGB):
+            self._give_up()
+            return None
         return pixels[:, left - first : left - first + width]
 
-    def _check(self, status: int) -> None:
+    def _give_up(self) -> None:
+        """Start afresh: what a handle remembers of a broken image would spoil the next ones."""
         assert self._library is not None
-        # Warnings are overlooked as everywhere: the checksum tells whether bytes are those that were packed.
-        if status and self._library.tj3GetErrorCode(self._handle) != _WARNING:
-            reason = self._library.tj3GetErrorStr(self._handle).decode(errors="replace")
-            # What is left of a broken image would make the next ones fail, too.
-            self._library.tj3Destroy(self._handle)
-            self._handle = self._library.tj3Init(_DECOMPRESS)
-            raise ValueError(reason)
-
-    def _cut(self, encoded: Encoded, top: int, left: int, height: int, width: int) -> Image:
-        """Decode the whole image, and take the window out of it."""
-        image_height, image_width, _, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
-        _require(left + width <= image_width and top + height <= image_height, image_width, image_height)
-        memory = self._memory(image_height * image_width * 3)
-        image: Image = simplejpeg.decode_jpeg(encoded, "RGB", buffer=memory, strict=False)
-        return image[top : top + height, left : left + width]
+        self._library.tj3Destroy(self._handle)
+        self._handle = self._library.tj3Init(_DECOMPRESS)
 
     def _memory(self, size: int) -> Image:
         if self._scratch.size < size:
@@ -96,9 +102,23 @@ class Decoder:
         return self._scratch[:size]
 
 
-def _require(inside: bool, width: int, height: int) -> None:
-    if not inside:
-        raise ValueError(f"its JPEG has {width} × {height} pixels, the index says more")
+def _whole(encoded: Encoded, top: int, left: int, height: int, width: int) -> Image | None:
+    """The window out of the whole image, None where there is anything unusual about it."""
+    try:
+        image: Image = simplejpeg.decode_jpeg(encoded, "RGB", strict=True)
+    except (ValueError, KeyError):  # KeyError: a sampling that it does not know
+        return None
+    if left + width > image.shape[1] or top + height > image.shape[0]:
+        return None
+    return image[top : top + height, left : left + width]
+
+
+def _by_pillow(encoded: Encoded) -> Image:
+    try:
+        with PIL.Image.open(io.BytesIO(encoded.tobytes())) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
 
 
 @functools.cache
@@ -119,8 +139,6 @@ def _library() -> ctypes.CDLL | None:
         ("tj3Get", number, [pointer, number]),
         ("tj3SetCroppingRegion", number, [pointer, _Region]),
         ("tj3Decompress8", number, [pointer, pointer, size, pointer, number, number]),
-        ("tj3GetErrorCode", number, [pointer]),
-        ("tj3GetErrorStr", ctypes.c_char_p, [pointer]),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

@@ -126,7 +126,7 @@ class Loader:
         self._threads = threads or self._cores.share
         _log.info("%d decoding threads on the cores %s", self._threads, sorted(self._cores.ids))
         self._tuner, self._found = Tuner(prefetch), Found(hw_decoder_load)
-        self._shards: Shards = open_shards(self.dataset, self.split, cache, local_world_size)
+        self._shards: Shards = open_shards(self.dataset, self.split, cache, local_world_size, timeout_s)
         remedy = f"run `python -m shard verify {self.dataset.root} --decode`"
         self._bad = BadSamples(self.split, max_bad, remedy)
         self._counters = Counters()
@@ -223,7 +223,7 @@ class Loader:
                 timeout_s=self._timeout_s, cores=self._cores, found=self._found,
             )  # fmt: skip
         if self._reads is None:
-            self._reads = Reads(self.split, self._shards.reader, min(_READERS, self._threads))
+            self._reads = Reads(self.split, self._shards.reader, min(_READERS, self._threads), self._tracer)
         return Feed(
             lambda step: self._walk.request(epoch, draws, start, step),
             steps,
@@ -234,6 +234,7 @@ class Loader:
             self._timeout_s,
             self._counters,
             self._tracer,
+            self._bad.rows,
         )
 
     def _require_newest(self, run: int) -> None:
@@ -317,6 +318,8 @@ class Loader:
     def close(self) -> None:
         """Stop the background threads and free memory; iterating afterwards is an error."""
         self._closed = True
+        if os.getpid() != self._pid:
+            return  # a forked child: threads, and locks in the cache, are its parent's
         self._run += 1
         self._feed = None
         self._drop_backend()

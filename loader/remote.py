@@ -11,9 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +19,7 @@ from loader.cache import Held, ShardCache
 from loader.download import Wanted
 from loader.order import Ids
 from loader.reader import ShardReader
+from loader.uses import Use, peak_bytes, uses
 from loader.where import Steps
 from shard.dataset import Dataset, Split
 from shard.errors import FeedlineError
@@ -29,35 +28,10 @@ _log = logging.getLogger("feedline.loader")
 _THREADS = 4  # shards fetched at once: hides latency, and one slow connection
 _JOIN_S = 10.0  # an attempt in progress gives up within this time of being told to
 _SHARE = 2  # of the cache for one loader: training and evaluation are open at the same time
+_WHOLE = 1.25  # times a split's size: a cache that takes it all, and some of another split
+_LOOK_S = 1.0  # between two looks at whether anything arrives
+_FILES = 512  # descriptors for everything but the locks on shards
 _SLOW_START = 0.5  # share of a split that the first step needs, from which on a warning is due
-
-
-class Use(NamedTuple):
-    """The first and the last step of an epoch that read a shard."""
-
-    shard: int
-    first: int
-    last: int
-
-
-def uses(split: Split, steps: Iterable[Ids]) -> list[Use]:
-    """Shards that these steps read, in the order of their first use."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for step, ids in enumerate(steps):
-        for shard in np.unique(split.shard[ids]).tolist():
-            first.setdefault(shard, step)
-            last[shard] = step
-    return [Use(shard, step, last[shard]) for shard, step in first.items()]
-
-
-def peak_bytes(split: Split, plan: list[Use]) -> int:
-    """Most bytes of shards that are between their first and their last use at the same time."""
-    change: dict[int, int] = {}
-    for shard, first, last in plan:
-        change[first] = change.get(first, 0) + split.shard_bytes[shard]
-        change[last + 1] = change.get(last + 1, 0) - split.shard_bytes[shard]
-    return max(np.cumsum([change[step] for step in sorted(change)]).tolist(), default=0)
 
 
 class RemoteShards:
@@ -68,10 +42,19 @@ class RemoteShards:
         split: shards at URLs.
         cache: of this node.
         local_world_size: ranks that share the cache.
+        timeout_s: longest wait for a shard while nothing at all arrives, besides the cache's own waiting.
     """
 
-    def __init__(self, dataset: Dataset, split: Split, cache: ShardCache, local_world_size: int) -> None:
-        self._dataset, self._split, self._cache = dataset, split, cache
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        cache: ShardCache,
+        local_world_size: int,
+        timeout_s: float = 300.0,
+    ) -> None:
+        self._dataset, self._split, self._cache, self._timeout_s = dataset, split, cache, timeout_s
+        _allow_open_files(len(split.shards))
         about = dataset.manifest["splits"][split.name]["shards"]
         self._wanted_of = [
             Wanted(split.shard_url(i), split.shard_bytes[i], one["sha256"]) for i, one in enumerate(about)
@@ -86,10 +69,11 @@ class RemoteShards:
         self._queue: deque[Use] = deque()  # still to be fetched for this epoch
         self._ends: dict[int, list[int]] = {}  # shards by their last step
         self._planned: set[int] = set()  # of this epoch
-        self._later: Iterator[Use] = iter(())  # of the epoch after this one
+        self._steps: Steps = lambda ahead: iter(())
+        self._later: deque[Use] | None = None  # of the epoch after this one; None: not planned yet
         self._kept: set[int] = set()  # those that were fetched for it
-        self._step = 0
-        self._error: Exception | None = None
+        self._step = self._begun = 0
+        self._errors: dict[int, Exception] = {}  # by shard; raised when that shard is waited for
         self._threads: list[threading.Thread] = []
 
     def fingerprint(self) -> str:
@@ -109,7 +93,8 @@ class RemoteShards:
         plan = uses(self._split, steps(0))
         self._require_room(plan)
         with self._changed:
-            self._raise()
+            self._errors.clear()  # what the look-ahead met may have passed
+            self._begun += 1
             self._ends = {}
             for use in plan:
                 self._ends.setdefault(use.last, []).append(use.shard)
@@ -118,7 +103,7 @@ class RemoteShards:
                 self._release(shard)
             self._queue = deque(plan)
             self._kept, self._step = set(), 0
-            self._later = _lazily(self._split, steps)
+            self._steps, self._later = steps, None
             self._start()
             self._changed.notify_all()
 
@@ -126,7 +111,6 @@ class RemoteShards:
         """See `Shards.available`."""
         shards = np.unique(self._split.shard[ids]).tolist()
         with self._changed:
-            self._raise()
             return all(shard in self._held for shard in shards)
 
     def done(self, step: int) -> None:
@@ -170,19 +154,28 @@ class RemoteShards:
 
     def _locate(self, shard: int) -> Path:
         """Wait for a shard."""
-        began = time.monotonic()
+        began = arrived = time.monotonic()
+        patience_s = self._timeout_s + 2 * self._cache.retry_s
+        before = self._progress()
         with self._changed:
             while shard not in self._held:
-                self._raise()
+                if shard in self._errors:
+                    raise self._errors[shard]
                 if self._stop.is_set():
                     raise FeedlineError("this Loader is closed; make a new one")
-                self._changed.wait()
+                self._changed.wait(_LOOK_S)
+                if (now := self._progress()) != before:
+                    before, arrived = now, time.monotonic()
+                elif time.monotonic() - arrived > patience_s:
+                    raise FeedlineError(
+                        f"waiting for {self._wanted_of[shard].url}, and nothing has arrived for {patience_s:.0f} s; "
+                        "check the store and the network"
+                    )
             self.wait_s += time.monotonic() - began
             return self._held[shard].path
 
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+    def _progress(self) -> tuple[int, int]:
+        return self._cache.fetched_bytes, len(self._held)
 
     def _release(self, shard: int) -> None:
         held = self._held.pop(shard, None)
@@ -191,7 +184,7 @@ class RemoteShards:
             held.release()
 
     def _start(self) -> None:
-        if self._threads or self._error is not None:
+        if self._threads:
             return
         for number in range(min(_THREADS, len(self._split.shards))):
             thread = threading.Thread(target=self._work, name=f"feedline-fetch-{number}", daemon=True)
@@ -199,57 +192,68 @@ class RemoteShards:
             thread.start()
 
     def _work(self) -> None:
-        """Fetch shards until the end; what goes wrong is raised where somebody waits."""
-        try:
-            while (shard := self._next()) is not None:
-                wanted = self._wanted_of[shard]
+        """Fetch shards until the end; what goes wrong is raised where the shard is waited for."""
+        while (shard := self._next()) is not None:
+            wanted = self._wanted_of[shard]
+            held, failure = None, None
+            try:
                 held = self._cache.acquire(wanted.url, wanted.size_bytes, wanted.sha256, stop=self._stop)
-                with self._changed:
-                    self._fetching.discard(shard)
+            except Exception as error:  # noqa: BLE001  (handed to the thread that iterates)
+                failure = error
+            with self._changed:
+                self._fetching.discard(shard)
+                if held is not None:
                     self._held[shard] = held
                     if shard not in self._planned | self._kept:  # the position was moved meanwhile
                         self._release(shard)
-                    self._changed.notify_all()
-        except Exception as error:  # noqa: BLE001  (handed to the thread that iterates)
-            with self._changed:
-                if self._error is None and not self._stop.is_set():
-                    self._error = error
+                elif failure is not None and not self._stop.is_set():
+                    self._errors[shard] = failure
                 self._changed.notify_all()
 
     def _next(self) -> int | None:
         """Wait for the next shard to fetch; None at the end."""
-        with self._changed:
-            while not self._stop.is_set() and self._error is None:
+        while not self._stop.is_set():
+            with self._changed:
                 shard = self._choose()
                 if shard is not None:
                     self._fetching.add(shard)
                     return shard
-                self._changed.wait()
+                begun, steps = self._begun, self._steps
+                if self._queue or self._later is not None:
+                    self._changed.wait()
+                    continue
+                self._later = deque()  # nobody else needs to plan
+            later = deque(uses(self._split, steps(1)))  # takes a while: not under the lock
+            with self._changed:
+                if self._begun == begun:
+                    self._later = later
         return None
 
     def _choose(self) -> int | None:
-        while self._queue and (self._queue[0].shard in self._held or self._queue[0].shard in self._fetching):
+        while self._queue and self._is_here(self._queue[0].shard):
             self._queue.popleft()
-        if self._queue:
-            shard, first, _ = self._queue[0]
-            if first > self._step and not self._fits(shard):
-                return None
-            self._queue.popleft()
-            return shard
-        return self._choose_later()
+        if not self._queue:
+            return self._choose_later()
+        shard, first, _ = self._queue[0]
+        if first > self._step and not self._fits(shard):
+            return None
+        self._queue.popleft()
+        return shard
 
     def _choose_later(self) -> int | None:
         """A shard of the next epoch, when all of this one's are here."""
-        for use in self._later:
-            self._kept.add(use.shard)
-            if use.shard in self._held or use.shard in self._fetching:
-                continue
-            if self._fits(use.shard):
-                return use.shard
-            self._kept.discard(use.shard)
-            self._later = _chain(use, self._later)
-            return None
+        while self._later:
+            shard = self._later[0].shard
+            if not self._is_here(shard) and not self._fits(shard):
+                return None
+            self._later.popleft()
+            self._kept.add(shard)
+            if not self._is_here(shard):
+                return shard
         return None
+
+    def _is_here(self, shard: int) -> bool:
+        return shard in self._held or shard in self._fetching
 
     def _fitting(self, plan: list[Use]) -> set[int]:
         """Shards of the plan's beginning that may be held together."""
@@ -266,17 +270,28 @@ class RemoteShards:
         return used + sizes[shard] <= self._budget
 
 
-def _chain(first: Use, rest: Iterator[Use]) -> Iterator[Use]:
-    yield first
-    yield from rest
-
-
-def _lazily(split: Split, steps: Steps) -> Iterator[Use]:
-    yield from uses(split, steps(1))
-
-
 def _budget(cache: ShardCache, total_bytes: int, local_world_size: int) -> int | None:
     """Bytes that a rank may hold; None: all, because everything fits anyway."""
-    if cache.limit_bytes is None or total_bytes * _SHARE <= cache.limit_bytes:
+    if cache.limit_bytes is None or total_bytes * _WHOLE <= cache.limit_bytes:
         return None
     return cache.limit_bytes // (_SHARE * local_world_size)
+
+
+def _allow_open_files(shards: int) -> None:
+    """Have the system allow a descriptor for each shard that may be held, which is its lock.
+
+    Raises:
+        FeedlineError: it does not.
+    """
+    import resource  # only here: not on Windows, where there is no cache either
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = shards + _FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise FeedlineError(
+            f"{shards} shards in a store need {needed} open files and the system allows {hard}: raise it "
+            f"(`ulimit -Hn {needed}`), or build the dataset with larger shards"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -73,7 +73,11 @@ class LocalShards:
 
 
 def open_shards(
-    dataset: Dataset, split: Split, cache: ShardCache | str | Path | None, local_world_size: int
+    dataset: Dataset,
+    split: Split,
+    cache: ShardCache | str | Path | None,
+    local_world_size: int,
+    timeout_s: float = 300.0,
 ) -> Shards:
     """Shards of a split, wherever they are.
 
@@ -86,4 +90,4 @@ def open_shards(
 
     if not isinstance(cache, ShardCache):
         cache = default_cache(cache)
-    return RemoteShards(dataset, split, cache, local_world_size)
+    return RemoteShards(dataset, split, cache, local_world_size, timeout_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Split:
     def shard_url(self, i: int) -> str:
         """Path or URL of shard number i as text; asks no storage."""
         name = self.shards[i]
-        return name if "://" in name else f"{str(self.root).rstrip('/')}/{name}"
+        return name if "://" in name or os.path.isabs(name) else f"{str(self.root).rstrip('/')}/{name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,7 @@ class TrainStep:
             logits = self._logits(images, mix)
             kept = None if mix is None else share(mix)
             losses = sample_losses(logits.float(), labels, self.loss, kept)
-            loss = (losses * valid).sum() / valid.sum().clamp(min=1) / self.config.accumulate
+            loss = torch.where(valid, losses, 0).sum() / valid.sum().clamp(min=1) / self.config.accumulate
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.watch.stop(tuple(images.shape))
         return loss.detach()

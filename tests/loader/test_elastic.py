@@ -2,7 +2,6 @@
 
 from functools import cache
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,20 +73,3 @@ def test_nothing_depends_on_how_an_epoch_is_divided(dataset: Dataset, backend: s
         assert found == [sorted(left[step * size : (step + 1) * size]) for step in range(steps)]
 
     law()
-
-
-def test_both_backends_are_given_the_same_parameters(dataset: Dataset) -> None:
-    loaders = [
-        Loader(dataset, "train", TRANSFORMS["torch"], batch_size=8, shuffle=True, backend=backend)
-        for backend in ("torch", "dali")
-    ]
-    first, second = (one._walk.request(2, one._walk.draws(2), 16, 1) for one in loaders)
-    assert first.ids.tolist() == second.ids.tolist()
-    for name in ("window", "resized", "offset", "flip"):
-        assert np.array_equal(getattr(first.params, name), getattr(second.params, name))
-    assert first.params.ops is not None
-    assert second.params.ops is not None
-    assert np.array_equal(first.params.ops.op, second.params.ops.op)
-    assert np.array_equal(first.params.ops.arg, second.params.ops.arg)
-    for one in loaders:
-        one.close()

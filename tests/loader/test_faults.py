@@ -1,10 +1,12 @@
 """What goes wrong while reading: bad samples are masked, the rest is an error that names itself."""
 
+import io
 import logging
 import multiprocessing
 import os
 import pickle
 import shutil
+import tarfile
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from loader.reader import PendingRead, Reads
 from shard.build import build
 from shard.dataset import Dataset, Split
 from shard.errors import FeedlineError
+from shard.foreign import index_shards
 from shard.plan import Settings
 from tests.conftest import write_images
 
@@ -186,3 +189,70 @@ def test_storage_that_hangs_ends_in_an_error(dataset: Dataset, monkeypatch: pyte
         pytest.raises(FeedlineError, match=r"longer than timeout_s \(0 s\): the storage hangs"),
     ):
         list(loader)
+
+
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_what_is_packed_but_does_not_decode_is_masked_and_not_tried_again(
+    tmp_path: Path, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bytes are those of the index, so that the decoder has to find out: shards that somebody else wrote."""
+    write_images(tmp_path / "images" / "train", 5)
+    files = sorted((tmp_path / "images").rglob("*.jpg"))
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for number, path in enumerate(files):
+            content = path.read_bytes()
+            if number in (4, 9):
+                content = content[:700]  # header and tables are there, the picture is not
+            for name, data in ((f"{number:03d}.jpg", content), (f"{number:03d}.cls", b"1")):
+                about = tarfile.TarInfo(name)
+                about.size = len(data)
+                tar.addfile(about, io.BytesIO(data))
+    index_shards([str(tmp_path / "train.tar")], tmp_path / "index", jobs=1)
+    with Loader(tmp_path / "index", "train", CROP, batch_size=8, backend=backend) as loader:
+        for _ in range(2):
+            batches = list(loader)
+            ids = [i for batch in batches for i in batch.ids[batch.valid].tolist()]
+            assert ids == [i for i in range(15) if i not in (4, 9)]
+    assert [bad.id for bad in loader.bad_samples] == [4, 9]
+    assert all(bad.shard == str(tmp_path / "train.tar") for bad in loader.bad_samples)
+    assert all("crc32" not in bad.reason and len(bad.reason) > 5 for bad in loader.bad_samples)
+
+
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_an_interrupt_while_waiting_leaves_nothing_shifted(
+    dataset: Dataset, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Loader(dataset, "train", CROP, batch_size=63, backend=backend) as loader:
+        loader.set_epoch(1)
+        (expected,) = list(loader)
+        loader.set_epoch(0)
+        module = (
+            "loader.torch_backend.TorchBackend" if backend == "torch" else "loader.dali_backend.DaliBackend"
+        )
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            if backend == "torch":
+                patch.setattr("loader.torch_backend._wait", interrupted)
+            else:
+                patch.setattr(f"{module}._outputs", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                list(loader)
+        loader.set_epoch(1)
+        (found,) = list(loader)
+        assert torch.equal(found.images, expected.images)
+
+
+def test_a_shard_that_is_cut_short_under_a_running_job_is_named(copy: Dataset) -> None:
+    split = copy.split("train")
+    with Loader(copy, "train", CROP, batch_size=4, max_bad=0) as loader:
+        batches = iter(loader)
+        next(batches)
+        for number in range(len(split.shards)):
+            path = split.shard_path(number)
+            path.chmod(0o644)
+            os.truncate(path, 512)
+        with pytest.raises(FeedlineError, match=r"its shard ends after \d+ of its|has 512 bytes but"):
+            list(batches)

@@ -38,6 +38,44 @@ def test_a_window_is_that_of_the_whole_image(key: tuple[str, bool], data: st.Dat
     assert np.array_equal(window, whole[top : top + height, left : left + width])
 
 
+def damaged(seed: int) -> np.ndarray:
+    """A JPEG with a few bytes overwritten, or cut short."""
+    rng = np.random.default_rng(seed)
+    encoded = ENCODED[sorted(ENCODED)[seed % len(ENCODED)]].copy()
+    if seed % 3 == 0:
+        return encoded[: rng.integers(1, len(encoded))]
+    where = rng.integers(0, len(encoded), 3)
+    encoded[where] = rng.integers(0, 256, 3)
+    return encoded
+
+
+def window(decoder: Decoder, encoded: np.ndarray) -> np.ndarray | None:
+    try:
+        return decoder.window(encoded, 3, 5, 40, 40).copy()
+    except ValueError:
+        return None
+
+
+def test_damaged_images_are_what_they_are_alone() -> None:
+    """Whatever a decoder met before, an image gives the same pixels or the same verdict; Pillow's, if that has one."""
+    used, verdicts = Decoder(), []
+    for seed in range(300):
+        encoded = damaged(seed)
+        found, alone = window(used, encoded), window(Decoder(), encoded)
+        verdicts.append(found is None)
+        assert (found is None) == (alone is None)
+        assert found is None or np.array_equal(found, alone)
+        try:
+            with Image.open(io.BytesIO(encoded.tobytes())) as picture:
+                whole = np.asarray(picture.convert("RGB"))
+        except (OSError, SyntaxError):
+            continue  # damage below the window is Pillow's concern alone
+        if whole.shape[0] >= 43 and whole.shape[1] >= 45:
+            assert found is not None
+            assert np.array_equal(found, whole[3:43, 5:45])
+    assert 30 < sum(verdicts) < 270
+
+
 @pytest.mark.parametrize("without", [False, True])
 def test_errors_and_the_way_without_the_library(without: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if without:

@@ -1,6 +1,8 @@
 """Datasets behind URLs: what comes out is what a disk gives, whatever the store does meanwhile."""
 
+import fcntl
 import logging
+import os
 import threading
 import uuid
 from collections import Counter
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from bench.slow_server import SlowServer
 from loader import Batch, Loader, Order, RandomResizedCrop, ShardCache
-from loader.remote import peak_bytes, uses
+from loader.uses import peak_bytes, uses
 from shard.build import build
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
@@ -114,12 +116,55 @@ def test_a_small_cache_fetches_every_shard_once_an_epoch_per_node(
     ids = [i for batches in found for batch in batches for i in batch.ids[batch.valid].tolist()]
     assert Counter(ids) == dict.fromkeys(range(63), 3)
     assert max(largest.values()) <= room
-    # A shard that two nodes share, at the border of their lanes, is fetched by both.
-    fetched = [server.requests[f"train/{name}"] for name in shards]
-    assert sum(fetched) <= 3 * (len(shards) + 3)
-    assert all(number <= 6 for number in fetched)
-    # At the end a few are under way for a fourth epoch.
-    assert 0 <= sum(fetched) - sum(cache.fetched for cache in caches) <= 16
+    # Of every epoch, and the one that is fetched ahead at the end, a node needs a shard once or not at all.
+    split, order = many.split("train"), Order(shuffle="window", window=1, lanes=4)
+    needs = Counter[str]()
+    for epoch in range(4):
+        draws = order.draws(split.shard, 0, epoch)
+        for node in range(2):
+            ids = [
+                draws[order.rank_positions(63, 0, step, 2, rank, 4)]
+                for step in range(8)
+                for rank in (2 * node, 2 * node + 1)
+            ]
+            needs.update({shards[i] for i in split.shard[np.concatenate(ids)].tolist()})
+    assert all(server.requests[f"train/{name}"] <= needs[name] for name in shards)
+    assert all(server.requests[f"train/{name}"] >= 1 for name in shards)
+
+
+def test_a_failing_look_ahead_does_not_end_the_epoch(
+    many: Dataset, server: SlowServer, tmp_path: Path
+) -> None:
+    cache = ShardCache(tmp_path, limit(many, 1.5), retry_s=0.3)
+    with Loader(server.url, "train", CROP, batch_size=8, shuffle=WINDOW, cache=cache) as loader:
+        list(loader)
+        for name in many.split("train").shards:  # gone, while the rest of the epoch is there
+            (tmp_path / f"{name}").unlink(missing_ok=True)
+        batches = iter(loader)
+        next(batches)
+        server.down = True
+        assert len(list(batches)) == 7
+
+
+def test_closing_in_a_forked_child_leaves_the_parents_locks(
+    many: Dataset, server: SlowServer, tmp_path: Path
+) -> None:
+    cache = ShardCache(tmp_path, retry_s=0.5)
+    with Loader(server.url, "train", CROP, batch_size=63, shuffle=True, cache=cache) as loader:
+        batches = iter(loader)
+        next(batches)
+        held = list(loader._shards._held)  # type: ignore[attr-defined]
+        assert held
+        child = os.fork()
+        if not child:  # pragma: no cover  (another process)
+            loader.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        about = many.manifest["splits"]["train"]["shards"][held[0]]
+        lock = os.open(tmp_path / f"{about['sha256']}.lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(lock)
 
 
 def test_a_cache_too_small_for_the_order_is_refused_at_once(server: SlowServer, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from loader import Loader, RandomResizedCrop
-from loader.affinity import pinned, rank_cores, usable_ids
+from loader.affinity import Cores, pinned, rank_cores, usable_ids
 from loader.tune import Tuner
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
@@ -42,12 +43,15 @@ def test_a_machine_without_nodes_is_shared_evenly(tmp_path: Path) -> None:
     assert rank_cores(CPU, 3, 64, tmp_path).share == max(1, len(usable_ids()) // 64)
 
 
-def test_threads_started_meanwhile_are_pinned_and_the_caller_is_not(dataset: Dataset) -> None:
+def test_threads_started_meanwhile_are_pinned_and_the_caller_is_not() -> None:
     one = min(usable_ids())
     before = os.sched_getaffinity(0)
-    cores = rank_cores(CPU, 0, 1)
-    with pinned(type(cores)(frozenset({one}), 1)):
-        assert os.sched_getaffinity(0) == {one}
+    found: list[set[int]] = []
+    with pinned(Cores(frozenset({one}), 1)):
+        thread = threading.Thread(target=lambda: found.append(os.sched_getaffinity(0)))
+        thread.start()
+        thread.join()
+    assert found == [{one}]
     assert os.sched_getaffinity(0) == before
 
 
@@ -93,8 +97,11 @@ def test_counters_and_trace(dataset: Dataset, tmp_path: Path) -> None:
     assert counters["bytes_read"] >= int(split.size.sum())
     assert counters["wait_s"] == loader.wait_s >= counters["read_wait_s"] + counters["decode_wait_s"] > 0
     assert counters["prefetch"] >= 2
+    assert counters["queue"] >= 1
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    assert {"wait for pixels", "wait for bytes", "start reading"} <= {event["name"] for event in events}
+    assert {"wait for pixels", "wait for bytes", "start reading", "read"} <= {
+        event["name"] for event in events
+    }
     assert all(event["ph"] == "X" and event["dur"] >= 0 for event in events)
 
 
