@@ -7,15 +7,16 @@ after another library has started threads may hang. What is measured here is one
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,13 @@ class Isolated:
         self._job = job
         self._folder = tempfile.TemporaryDirectory(prefix=f"feedline-{name}-", ignore_cleanup_errors=True)
         self._log = Path(self._folder.name, "log.txt")
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs, name, self._log), daemon=False)
-        self._process.start()
+        self._pipe, theirs = Pipe()
+        # An ordinary program, so that the peer's own workers start as they do for its users.
+        command = [sys.executable, "-m", __name__, str(theirs.fileno()), name, self._folder.name]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()]
+            )
         theirs.close()  # so that the end of the process is the end of the pipe
 
     def make(self) -> None:
@@ -81,14 +85,14 @@ class Isolated:
 
     def close(self) -> None:
         """See `Stage.close`; ends the process, and what it may have left behind."""
-        started = children(str(self._process.pid)) if self._process.is_alive() else []
+        started = children(str(self._process.pid))
         self._pipe.close()
-        self._process.join(_END_S)
-        if self._process.is_alive():
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.join()
+            self._process.wait()
             _kill(started)
-        self._process.close()
         self._folder.cleanup()
 
     def _within(self, job: Job, name: str) -> Job:
@@ -145,31 +149,48 @@ class _Server:
         return self.peer
 
 
-def _serve(pipe: Connection, name: str, log: Path) -> None:
-    # A spawned process spawns in its turn; the peer's workers shall start as they do for its users.
-    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+def _serve(pipe: Connection, name: str, folder: Path) -> None:
     # Ctrl-C reaches the whole group; the parent then closes the pipe, which ends this process in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    signal.signal(signal.SIGTERM, _leave)
     server = _Server(name)
+    try:
+        _answer(pipe, server)
+    finally:
+        if server.peer is not None:
+            server.peer.close()
+        # The parent does this too, but it may have been killed.
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answer(pipe: Connection, server: _Server) -> None:
+    """Do as the other end says until it closes the pipe."""
     while True:
         try:
             what, arguments = pipe.recv()
         except EOFError:
-            break
+            return
         try:
-            pipe.send((True, getattr(server, what)(*arguments)))
+            reply = (True, getattr(server, what)(*arguments))
         except Exception as error:  # noqa: BLE001  whatever a library raises is the answer
             traceback.print_exc(file=sys.stderr)
             lines = str(error).strip().splitlines()
-            pipe.send((False, f"{type(error).__name__}: {lines[0] if lines else ''}"))
-    if server.peer is not None:
-        server.peer.close()
+            reply = (False, f"{type(error).__name__}: {lines[0] if lines else ''}")
+        try:
+            pipe.send(reply)
+        except BrokenPipeError:
+            return
+
+
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _kill(pids: list[str]) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):  # ended by itself
             os.kill(int(pid), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))

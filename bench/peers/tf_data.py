@@ -15,7 +15,7 @@ class TFData(Peer):
     """See `Peer`. Converted to a TFRecord file once."""
 
     output = "float32 NHWC, normalised"
-    note = "decodes the window alone; resize without antialiasing"
+    note = "decodes the window alone; resize without antialiasing; sample_distorted_bounding_box draws smaller windows"
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
