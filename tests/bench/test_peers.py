@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -185,15 +185,59 @@ def test_mistakes_end_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_peer_that_fails_is_left_out_and_one_that_dies_is_named(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bench.peers.compare.Isolated", _Broken)
+def test_a_peer_that_fails_its_check_is_left_out(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.peers.compare.Isolated", _Stub)
+    monkeypatch.setattr("bench.peers.compare.make_probes", lambda folder, size: folder)
     contest = Contest(
-        data=dataset.root, size=SIZE, batch_size=8, threads=1, repeats=1, seconds=0.01, only=("timm",)
+        data=dataset.root, batch_size=8, threads=1, repeats=2, seconds=0.01, only=("timm", "ffcv", "dali")
     )
+    monkeypatch.setitem(PEERS, "ffcv", replace(PEERS["ffcv"], packages=("torch",)))
     record = compare(contest, torch.device("cpu"), lambda text: None)
-    assert [left["why"] for left in record["left_out"]] == ["peer timm failed during examine: no"]
+    assert [peer["name"] for peer in record["peers"]] == ["feedline", "dali"]
+    assert [left["why"] for left in record["left_out"]] == ["peer timm failed", "peer ffcv failed"]
+    assert record["peers"][1]["differences"] == ["detail 0.50 × ours"]
+    assert _Stub.closed == ["timm", "ffcv", "dali", "feedline"]
+    with pytest.raises(FeedlineError, match="no more"):
+        compare(replace(contest, size=7), torch.device("cpu"), lambda text: None)
+
+
+class _Stub:
+    """In place of `Isolated`."""
+
+    output, note, lead_in = "uint8 NHWC", "", 0
+    closed: ClassVar[list[str]] = []
+
+    def __init__(self, name: str, job: Job) -> None:
+        self.name, self.title, self.size = name, entry(name).title, job.crop.size
+
+    def examine(self, probes: Path) -> dict[str, Any]:
+        if self.size == 7:
+            raise FeedlineError("no more")
+        if self.name in ("timm", "ffcv"):
+            raise FeedlineError(f"peer {self.name} failed")
+        figures = {"area": [0.5, 0.2], "log_aspect": [0.0, 0.2], "left": [0.5, 0.3], "top": [0.5, 0.3]}
+        return {
+            "shape": [32, 224, 224, 3], "images": 256, "distinct": 256, "samples": 272, "size": 224, "batch_size": 32,
+            "flips": 0.5, "repeated": 0.0, "contrast": 0.1, "expected": {"flips": 0.5, **figures}, **figures,
+        }  # fmt: skip
+
+    def make(self) -> None:
+        """Nothing to make."""
+
+    def texture(self, images: int) -> dict[str, float]:
+        return {"mean": 100.0, "std": 50.0, "detail": 10.0 if self.name == "feedline" else 5.0}
+
+    def step(self) -> tuple[int, int]:
+        return 8, 0
+
+    def synchronize(self) -> None:
+        """Nothing runs."""
+
+    def close(self) -> None:
+        self.closed.append(self.name)
+
+
+def test_a_peer_that_dies_is_named_and_leaves_nothing(dataset: Dataset, tmp_path: Path) -> None:
     peer = Isolated("feedline", job(dataset.root, tmp_path))
     try:
         peer._process.kill()
@@ -202,13 +246,6 @@ def test_a_peer_that_fails_is_left_out_and_one_that_dies_is_named(
     finally:
         peer.close()
     assert not Path(peer._folder.name).exists()
-
-
-class _Broken(Isolated):
-    def examine(self, probes: Path) -> dict[str, Any]:
-        if self.name == "timm":
-            raise FeedlineError("peer timm failed during examine: no")
-        return super().examine(probes)
 
 
 def record(**rates: float) -> dict[str, Any]:
