@@ -1,4 +1,4 @@
-"""Command line: python -m bench throughput | parity | packing | remote | shuffle."""
+"""Command line: python -m bench throughput | peers | parity | packing | remote | shuffle."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ from bench.packing import packing
 from bench.packing import table as packing_table
 from bench.parity import parity
 from bench.parity import table as parity_table
+from bench.peers import PEERS
+from bench.peers.compare import Contest, compare
+from bench.peers.report import picture as peers_picture
+from bench.peers.report import table as peers_table
 from bench.remote import add_command as _remote_command
 from bench.report import picture, require_matplotlib, table
-from bench.throughput import OWN, PEERS, Plan, throughput
+from bench.throughput import OWN, Plan, throughput
+from bench.throughput import PEERS as QUICK_PEERS
 from loader.resolve import usable_cores
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
@@ -45,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add_command in (
         _throughput_command,
+        _peers_command,
         _parity_command,
         _packing_command,
         _remote_command,
@@ -77,7 +83,7 @@ def _throughput_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     )
     add("--threads", type=_positive, help="decoding threads of every contestant (default: one per core)")
     add("--stages", default=",".join(OWN), help=f"comma-separated, out of {', '.join(OWN)} (default: all)")
-    add("--peers", action="store_true", help=f"also measure {' and '.join(PEERS)}")
+    add("--peers", action="store_true", help=f"also measure {' and '.join(QUICK_PEERS)}")
     add("--repeats", type=_positive, default=5, help="interleaved repeats (default: 5)")
     add("--seconds", type=float, default=3.0, help="per stage and repeat (default: 3)")
     add(
@@ -88,6 +94,59 @@ def _throughput_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     )
     add("--json", action="store_true", help="print the record instead of the table")
     command.set_defaults(run=_throughput)
+
+
+def _peers_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "peers",
+        help="the same work by other loaders, and by ours",
+        description="Random resized crop and flip by other loaders on the same images with as many threads, each in a "
+        "process of its own; that they do the same work is checked first. Some need the images in another format: "
+        "copies are made in the temporary folder. Peers that are not installed are listed as left out.",
+    )
+    add = command.add_argument
+    add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add("--split", default="train", help="split to read (default: train)")
+    add("--size", type=_positive, default=224, help="side of the crops, pixels (default: 224)")
+    add("--batch-size", type=_positive, default=64, help="images per batch (default: 64)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where batches are wanted")
+    add("--threads", type=_positive, help="threads or worker processes of everyone (default: one per core)")
+    add("--only", metavar="NAMES", help=f"comma-separated, out of {', '.join(PEERS)} (default: all)")
+    add(
+        "--augment",
+        metavar="POLICY",
+        help="also augment: rand-m9-n2 and the like, ta_wide, autoaugment or 3a",
+    )
+    add("--repeats", type=_positive, default=5, help="interleaved repeats (default: 5)")
+    add("--seconds", type=float, default=3.0, help="per peer and repeat (default: 3)")
+    add("--out", type=Path, default=Path("bench-peers"), help="folder for peers.json and peers.png")
+    add("--json", action="store_true", help="print the record instead of the table")
+    command.set_defaults(run=_peers)
+
+
+def _peers(options: argparse.Namespace) -> int:
+    require_matplotlib()
+    _check_seconds(options.seconds)
+    only = tuple(name.strip() for name in (options.only or ",".join(PEERS)).split(",") if name.strip())
+    device = _device(options.device)
+    contest = Contest(
+        data=options.data,
+        split=options.split,
+        size=options.size,
+        batch_size=options.batch_size,
+        threads=options.threads or usable_cores(),
+        repeats=options.repeats,
+        seconds=options.seconds,
+        only=only,
+        augment=options.augment,
+    )
+    record = compare(contest, device, lambda text: print(text, file=sys.stderr))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "peers.json").write_text(json.dumps(record, indent=1) + "\n")
+    peers_picture(record, options.out / "peers.png")
+    print(json.dumps(record) if options.json else peers_table(record))
+    print(f"record and picture: {options.out}", file=sys.stderr)
+    return 0
 
 
 def _parity_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -182,11 +241,10 @@ def _plan(options: argparse.Namespace) -> Plan:
     stages = tuple(name.strip() for name in options.stages.split(",") if name.strip())
     if unknown := [name for name in stages if name not in OWN]:
         raise FeedlineError(f"--stages has {unknown[0]!r}; choose out of {', '.join(OWN)}")
-    if options.seconds <= 0:
-        raise FeedlineError(f"--seconds is {options.seconds}; it must be positive")
+    _check_seconds(options.seconds)
     return Plan(
         config=_config(options),
-        stages=stages + (PEERS if options.peers else ()),
+        stages=stages + (QUICK_PEERS if options.peers else ()),
         repeats=options.repeats,
         seconds=options.seconds,
         threads=options.threads or usable_cores(),
@@ -213,6 +271,11 @@ def _device(name: str) -> torch.device:
         raise FeedlineError("--device is cuda, but this machine has no usable CUDA GPU; use cpu or auto")
     gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
     return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+
+
+def _check_seconds(seconds: float) -> None:
+    if seconds <= 0:
+        raise FeedlineError(f"--seconds is {seconds}; it must be positive")
 
 
 def _positive(text: str) -> int:

@@ -92,6 +92,7 @@ def measure(
 
 def _run(stage: Stage, seconds: float) -> tuple[int, int, float, float, float]:
     """Images, bytes, wall and CPU seconds, and median milliseconds per step of one measurement."""
+    _settle()
     for _ in range(stage.lead_in):
         stage.step()
     stage.synchronize()
@@ -108,6 +109,15 @@ def _run(stage: Stage, seconds: float) -> tuple[int, int, float, float, float]:
     stage.synchronize()
     wall_s = time.perf_counter() - began
     return images, size_bytes, wall_s, cpu_seconds() - cpu_began, median(steps_ms)
+
+
+def _settle() -> None:
+    """Wait until the stage before has filled its prefetch queues and gone to sleep, 3 s at most."""
+    for _ in range(30):
+        before = cpu_seconds()
+        time.sleep(0.1)
+        if cpu_seconds() - before <= 0.02:  # two ticks: a fifth of one core
+            return
 
 
 def cpu_seconds() -> float:

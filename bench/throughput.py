@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ import torch
 from bench.environment import environment
 from bench.gpu import GpuSampler
 from bench.measure import Series, Stage, measure, ratio
+from bench.peers.base import Job
+from bench.peers.isolated import Isolated
 from bench.stages import Decode, Load, Read, Real, Synthetic
 from loader import Loader, RandomResizedCrop
 from shard.dataset import Dataset
@@ -21,7 +24,7 @@ from train.config import Config, to_dict
 from train.distributed import World
 
 OWN = ("read", "decode", "loader", "synthetic", "real")
-PEERS = ("dali_plain", "torchvision")
+PEERS = ("dali", "torchvision")  # of those in bench.peers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +154,23 @@ class _Maker:
                 f"the peers do a random resized crop, this configuration has crop {self.input.crop!r}: leave "
                 "--peers out, or use a recipe with --crop random-resized"
             )
-        arguments = (self.split, crop, self.input.batch_size, self.device, self.plan.threads)
-        if name == "dali_plain":
-            from bench.peers.dali_plain import DaliPlain
-
-            return DaliPlain(*arguments)
-        from bench.peers.torchvision_folder import TorchvisionFolder
-
-        return TorchvisionFolder(*arguments)
+        job = Job(
+            data=Path(self.dataset.root),
+            split=self.input.train_split,
+            crop=crop,
+            batch_size=self.input.batch_size,
+            device=self.device,
+            threads=self.plan.threads,
+            scratch=Path(),
+        )
+        stage = Isolated(name, job)
+        stage.title = f"peer: {stage.title}"
+        try:
+            stage.make()
+        except FeedlineError:
+            stage.close()
+            raise
+        return stage
 
 
 def _figures(one: Series) -> dict[str, Any]:
@@ -178,7 +190,7 @@ def _figures(one: Series) -> dict[str, Any]:
 def _ratios(found: dict[str, Series], default: str | None) -> dict[str, float]:
     pairs: dict[str, tuple[str | None, str]] = {
         "loader / decode ceiling": (default, "decode"),
-        "loader / plain DALI": (default, "dali_plain"),
+        "loader / plain DALI": (default, "dali"),
         "loader / torchvision": (default, "torchvision"),
         "loader / training on synthetic": (default, "synthetic"),
         "feed ratio (real / synthetic)": ("real", "synthetic"),

@@ -1,86 +1,88 @@
 """A plain DALI pipeline as its documentation shows it, on our shards: reader, random crop, resize, normalise.
 
-Does more than our loader in one point (normalises to float) and less in others: it shuffles through a buffer,
-cannot resume, and leaves chroma upsampling at its faster default.
+It shuffles through a buffer, cannot resume, and leaves chroma upsampling at its faster default.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.auto_aug import rand_augment as dali_rand_augment
 
-from loader import RandomResizedCrop
-from shard.dataset import Split
-
-_MEAN = [0.485 * 255, 0.456 * 255, 0.406 * 255]
-_STD = [0.229 * 255, 0.224 * 255, 0.225 * 255]
+from bench.peers.augment import rand_augment
+from bench.peers.base import MEAN, STD, Job, Peer
 
 
-class DaliPlain:
-    """See `bench.measure.Stage`."""
+class DaliPlain(Peer):
+    """See `Peer`."""
 
-    name, title, lead_in = "dali_plain", "peer: plain DALI pipeline", 4
+    note = "decodes the window alone; shuffles through a buffer of 1,024"
 
-    def __init__(
-        self, split: Split, crop: RandomResizedCrop, batch_size: int, device: torch.device, threads: int
-    ) -> None:
-        # Only here: DALI has no wheel for some systems.
-        from nvidia.dali import fn, types
-        from nvidia.dali.pipeline import Pipeline
-
-        gpu = device.type == "cuda"
-        self._batch_size = batch_size
-        tars = [split.shard_path(i) for i in range(len(split.shards))]
-        pipe = Pipeline(
-            batch_size=batch_size,
-            num_threads=threads,
-            device_id=(device.index or 0) if gpu else None,
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        gpu = job.device.type == "cuda"
+        tars = [self.split.shard_path(i) for i in range(len(self.split.shards))]
+        self._pipe: Any = pipeline_def(_graph, enable_conditionals=job.augment is not None)(
+            job,
+            [str(tar) for tar in tars],
+            batch_size=job.batch_size,
+            num_threads=job.threads,
+            device_id=(job.device.index or 0) if gpu else None,
             prefetch_queue_depth=2,
             seed=0,
         )
-        with pipe:
-            jpeg, label = fn.readers.webdataset(  # type: ignore[misc]
-                paths=[str(tar) for tar in tars],
-                index_paths=[str(tar.with_suffix(".idx")) for tar in tars],
-                ext=["jpg", "cls"],
-                missing_component_behavior="error",
-                random_shuffle=True,
-                initial_fill=1024,
-                name="reader",
-            )
-            images = fn.decoders.image_random_crop(
-                jpeg,
-                device="mixed" if gpu else "cpu",
-                random_area=list(crop.scale),
-                random_aspect_ratio=list(crop.ratio),
-                output_type=types.RGB,
-            )
-            images = fn.resize(images, size=[crop.size, crop.size])
-            images = fn.crop_mirror_normalize(
-                images,
-                mirror=fn.random.coin_flip(probability=crop.hflip),
-                mean=_MEAN,
-                std=_STD,
-                dtype=types.FLOAT,
-                output_layout="CHW",
-            )
-            pipe.set_outputs(images, label)
-        pipe.build()
-        self._pipe: Any = pipe
-        self._device = device
-        self.last: Any = None  # images of the newest batch, a DALI tensor list
+        self._pipe.build()
+        self.lead_in = 4
 
-    def step(self) -> tuple[int, int]:
-        """See `Stage.step`."""
-        self.last, _ = self._pipe.run()
-        return self._batch_size, 0
-
-    def synchronize(self) -> None:
-        """Wait for the GPU."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+    def epoch(self) -> Iterator[tuple[Any, Any]]:
+        """See `Peer.epoch`; images are a tensor list of DALI's. Labels lie in the shards as text."""
+        for _ in range(self.full_batches):
+            images, texts = self._pipe.run()
+            yield images, torch.tensor([int(bytes(np.asarray(text))) for text in texts])
 
     def close(self) -> None:
         """See `Stage.close`."""
-        self._pipe = self.last = None
+        super().close()
+        self._pipe = None
+
+
+def _graph(job: Job, tars: list[str]) -> Any:
+    crop, gpu = job.crop, job.device.type == "cuda"
+    jpeg, label = fn.readers.webdataset(  # type: ignore[misc]
+        paths=tars,
+        index_paths=[tar.removesuffix(".tar") + ".idx" for tar in tars],
+        ext=["jpg", "cls"],
+        missing_component_behavior="error",
+        random_shuffle=True,
+        initial_fill=1024,
+        name="reader",
+    )
+    images = fn.decoders.image_random_crop(
+        jpeg,
+        device="mixed" if gpu else "cpu",
+        random_area=list(crop.scale),
+        random_aspect_ratio=list(crop.ratio),
+        output_type=types.RGB,
+    )
+    images = fn.resize(images, size=[crop.size, crop.size])
+    mirror = fn.random.coin_flip(probability=crop.hflip)
+    if job.augment is not None:
+        n, magnitude = rand_augment(job.augment)
+        images = fn.flip(images, horizontal=mirror)
+        mirror = 0
+        images = dali_rand_augment.rand_augment(
+            images, n=n, m=magnitude, interp_type=types.INTERP_LINEAR, shape=[crop.size, crop.size]
+        )
+    images = fn.crop_mirror_normalize(
+        images,
+        mirror=mirror,
+        mean=[255 * m for m in MEAN],
+        std=[255 * s for s in STD],
+        dtype=types.FLOAT,
+        output_layout="CHW",
+    )
+    return images, label
