@@ -13,15 +13,19 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from shard.errors import FeedlineError
+from train.checkpoint import SaveConfig
+from train.distributed import RanksConfig
 from train.inputs import InputConfig
 from train.model import ModelConfig
 from train.optim import OptimConfig, ScheduleConfig
 from train.step import StepConfig
+from train.stop import StopConfig
 
 T = TypeVar("T")
 
 # What may change when a run goes on: where and how fast it computes, not what.
 FREE = frozenset(("recipe", "data", "run_dir", "device", "log_every", "checkpoint_every"))
+FREE |= {"keep_last", "timeout_s", "lost_after_s"}
 FREE |= {"accumulate", "compile", "loader_backend", "loader_threads", "max_bad"}
 
 
@@ -41,20 +45,19 @@ class Config:
     """Of the weights, the order of samples and the augmentation."""
     log_every: int = 50
     """Steps between two lines of metrics."""
-    checkpoint_every: int | None = None
-    """Steps between two checkpoints within an epoch; None: one at each epoch's end."""
     input: InputConfig = field(default_factory=InputConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     step: StepConfig = field(default_factory=StepConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
 
     def __post_init__(self) -> None:
-        """Reject intervals that never end."""
-        for name in ("log_every", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise FeedlineError(f"{name} is {value}; it must be at least 1")
+        """Reject an interval that never ends."""
+        if self.log_every < 1:
+            raise FeedlineError(f"log_every is {self.log_every}; it must be at least 1")
 
 
 def flat(config: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from loader import Batch
 from shard.dataset import Dataset
-from train import checkpoint
+from train.checkpoint import rng_state
 from train.config import Config, to_dict
 from train.config import save as save_config
 from train.distributed import World
@@ -22,9 +23,10 @@ from train.inputs import eval_loader, train_loader
 from train.model import make_model
 from train.optim import lr_at, make_optimizer
 from train.run_folder import RunFolder
+from train.saver import Saver
 from train.state import RunState, capture, restore
 from train.step import TrainStep
-from train.stop import Stopped, StopSignal
+from train.stop import Plateau, Stopped, StopSignal
 from train.telemetry import LossWindow, Meter, Metrics, NonFiniteError, Progress, StepRecord, rate_text
 
 WARMUP_STEPS = 5  # of each process, left out of images/s: compilation, first allocations, cold files
@@ -81,6 +83,9 @@ class Trainer:
                 kept = content["metrics_bytes"] if keep_metrics else 0
             self.metrics = Metrics(folder.metrics, kept, active=world.is_main)
             stack.callback(self.metrics.close)
+            last_step = content["step"] if content is not None and keep_metrics else None
+            self.saver = Saver(folder, config.save, world.device, last_step)
+            stack.callback(self.saver.close)
             self.stop = stack.enter_context(StopSignal(world))
             self._stack = stack.pop_all()
         self.steps_per_epoch = self.loader.num_samples // config.input.batch_size
@@ -99,13 +104,14 @@ class Trainer:
             NonFiniteError: loss or weights are not finite; no checkpoint is written.
         """
         try:
-            while self.loader.epoch < self.config.schedule.epochs:
+            while self.loader.epoch < self.config.schedule.epochs and not self.state.ended:
                 self.train_epoch()
                 self.finish_epoch()
         except NonFiniteError as error:
             if self.world.is_main:
                 self.folder.nonfinite.write_text(json.dumps(error.details) + "\n", encoding="utf-8")
             raise
+        self.saver.wait()
         return self.summarize()
 
     def train_epoch(self) -> None:
@@ -138,10 +144,12 @@ class Trainer:
 
     def after_step(self, *, epoch_ends: bool) -> None:
         """Log, save or stop where it is time to."""
-        every, step = self.config.checkpoint_every, self.state.step
+        every, step = self.config.save.checkpoint_every, self.state.step
+        self.world.note_step(step)
+        self.saver.check()
         report = step % self.config.log_every == 0
         save = every is not None and step % every == 0 and not epoch_ends  # the epoch's end saves anyway
-        stop = self.stop.due(step)
+        stop = self.stop.due()
         if not (report or save or stop):
             return
         self.look()
@@ -150,6 +158,7 @@ class Trainer:
         if save or stop:
             self.save()
         if stop:
+            self.saver.wait()
             raise Stopped(self.stop.agreed)
         self.meter.start()
 
@@ -167,6 +176,7 @@ class Trainer:
         result = self.evaluate()
         if result is None:
             self.save()  # as before the evaluation, which is repeated when the run goes on
+            self.saver.wait()
             raise Stopped(self.stop.agreed)
         self.loader.set_epoch(epoch)
         state = self.state
@@ -174,16 +184,21 @@ class Trainer:
         improved = result.top1 > state.best_top1
         if improved:
             state.best_top1, state.best_epoch = result.top1, epoch
+        plateau = Plateau(**state.plateau)
+        state.ended = plateau.observe(self.config.stop, state.last_eval)
+        state.plateau = asdict(plateau)
         self.metrics.write(kind="eval", epoch=epoch, step=state.step, **result.as_dict())
         took_s = time.perf_counter() - began
         self.progress.line(eval_line(f"{epoch}/{self.config.schedule.epochs}", result, took_s, best=improved))
+        if state.ended:
+            self.progress.line(f"ending here: {state.ended}")
         self.save(best=improved)
 
     def evaluate(self) -> Result | None:
         """Evaluate rank 0's model on all ranks; None if a signal came meanwhile."""
         self.world.broadcast_(self.step.net.buffers())  # running statistics differ between ranks until now
         self.step.net.eval()
-        return evaluate(self.step.predict, self.eval_loader, self.world, self.stop.due)
+        return evaluate(self.step.predict, self.eval_loader, self.world, lambda _: self.stop.due())
 
     def report(self) -> None:
         """Write a line of metrics and show the progress."""
@@ -217,29 +232,27 @@ class Trainer:
         return self.state.elapsed_s + time.perf_counter() - self._began
 
     def save(self, *, best: bool = False) -> None:
-        """Write the checkpoint `last`, and `best` too if so. Collective; rank 0 writes.
+        """Save the checkpoint `last`, and `best` too if so, in the background. Collective; rank 0 writes.
 
         Raises:
             NonFiniteError: a weight is not finite.
+            FeedlineError: the checkpoint before this one could not be written.
         """
         self.losses.check_weights(self.step.net.model)
-        rng = self.world.gather(checkpoint.rng_state(self.world.device))
+        rng = self.world.gather(rng_state(self.world.device))
         if not self.world.is_main:
             return
         self.state.elapsed_s = self.elapsed_s()
         self._began = time.perf_counter()
         content = {
             **capture(self.state, self.step, self.loader),
-            "metrics_bytes": self.metrics.sync(),
+            "metrics_bytes": self.metrics.size(),
             "config": to_dict(self.config),
             "classes": list(self.dataset.classes),
             "fingerprint": self.dataset.fingerprint,
             "rng": rng,
         }
-        if best:
-            # Before `last`, which claims that `best` exists.
-            checkpoint.save(self.folder.best, content)
-        checkpoint.save(self.folder.last, content)
+        self.saver.submit(content, best=best, before=self.metrics.sync)
 
     def summarize(self) -> dict[str, Any]:
         """Result of the finished run; rank 0 writes it to summary.json."""
@@ -248,7 +261,8 @@ class Trainer:
             **self.state.last_eval,
             "best_top1": self.state.best_top1,
             "best_epoch": self.state.best_epoch,
-            "epochs": self.config.schedule.epochs,
+            "epochs": self.loader.epoch,
+            "ended": self.state.ended,
             "steps": self.state.step,
             "wall_s": round(self.elapsed_s(), 1),
             "images_per_s": speed and round(speed, 1),

@@ -7,6 +7,7 @@ from typing import Any
 
 from loader import Loader
 from train.checkpoint import set_rng_state
+from train.config import Config
 from train.distributed import World
 from train.step import TrainStep
 
@@ -22,6 +23,8 @@ class RunState:
         last_eval: fields of the newest `train.evaluate.Result`.
         losses: losses of the steps since the last line of metrics.
         elapsed_s: seconds spent up to the checkpoint.
+        plateau: fields of `train.stop.Plateau`.
+        ended: why the run ended before its last epoch; "" if it did not.
     """
 
     step: int = 0
@@ -30,6 +33,13 @@ class RunState:
     last_eval: dict[str, Any] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     elapsed_s: float = 0.0
+    plateau: dict[str, Any] = field(default_factory=dict)
+    ended: str = ""
+
+
+def is_finished(content: dict[str, Any], config: Config) -> bool:
+    """Whether the checkpoint is the end of its run."""
+    return bool(content["epoch"] == config.schedule.epochs or content["ended"])
 
 
 def capture(state: RunState, step: TrainStep, loader: Loader) -> dict[str, Any]:

@@ -186,15 +186,27 @@ class Metrics:
     def write(self, **values: Any) -> None:
         """Append a line."""
         if self._file is not None:
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(values) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise FeedlineError(f"cannot write {self._file.name}: {error.strerror}") from error
 
-    def sync(self) -> int:
-        """Force the file to disk and return its length in bytes."""
-        if self._file is None:
-            return 0
-        os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+    def size(self) -> int:
+        """Length of the file in bytes."""
+        return 0 if self._file is None else os.fstat(self._file.fileno()).st_size
+
+    def sync(self) -> None:
+        """Force the file to disk; from any thread.
+
+        Raises:
+            FeedlineError: the disk does not take it.
+        """
+        if self._file is not None:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise FeedlineError(f"cannot write {self._file.name}: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the file."""

@@ -87,7 +87,7 @@ def test_metrics_of_a_resumed_run_lose_what_it_repeats(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     first = Metrics(path, 0, active=True)
     first.write(step=1)
-    kept = first.sync()
+    kept = first.size()
     first.write(step=2)
     first.close()
     with path.open("a") as file:
