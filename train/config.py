@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 # What may change when a run goes on: where and how fast it computes, not what.
 FREE = frozenset(("recipe", "data", "run_dir", "device", "log_every", "checkpoint_every"))
-FREE |= {"keep_last", "timeout_s", "lost_after_s"}
+FREE |= {"keep_last", "join_timeout_s", "timeout_s", "lost_after_s"}
 FREE |= {"accumulate", "compile", "loader_backend", "loader_threads", "max_bad"}
 
 

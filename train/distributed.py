@@ -17,13 +17,15 @@ import torch.distributed as dist
 
 from loader.resolve import usable_cores
 from shard.errors import FeedlineError
-from train.peers import Peers
+from train.peers import Joining, Peers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RanksConfig:
     """Ranks."""
 
+    join_timeout_s: float = 120.0
+    """Time in which all ranks have to meet at the start; they start within seconds of each other."""
     timeout_s: float = 180.0
     """Longest wait of a rank for the others; more than the slowest takes to compile or to read a checkpoint."""
     lost_after_s: float = 20.0
@@ -31,7 +33,7 @@ class RanksConfig:
 
     def __post_init__(self) -> None:
         """Reject times that are none."""
-        for name in ("timeout_s", "lost_after_s"):
+        for name in ("join_timeout_s", "timeout_s", "lost_after_s"):
             if not getattr(self, name) > 0:
                 raise FeedlineError(f"{name} is {getattr(self, name)}; it must be positive")
 
@@ -124,16 +126,20 @@ def connect(device: str, config: RanksConfig | None = None) -> Iterator[World]:
     if size == 1:
         yield World(device=chosen)
         return
-    timeout = timedelta(seconds=config.timeout_s)
-    if chosen.type == "cuda":
-        dist.init_process_group("nccl", timeout=timeout, device_id=chosen)
-    else:
-        dist.init_process_group("gloo", timeout=timeout)
-    control = dist.new_group(backend="gloo", timeout=timeout)
+    timeout, rank = timedelta(seconds=config.timeout_s), env_rank()
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    beats = dist.PrefixStore("peers", store.clone())
+    with Joining(beats, rank, size, config.join_timeout_s):
+        meet = dist.PrefixStore("groups", store)
+        if chosen.type == "cuda":
+            dist.init_process_group(
+                "nccl", store=meet, rank=rank, world_size=size, timeout=timeout, device_id=chosen
+            )
+        else:
+            dist.init_process_group("gloo", store=meet, rank=rank, world_size=size, timeout=timeout)
+        control = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(control, dist.ProcessGroup)  # all ranks are members
-    store = dist.distributed_c10d._get_default_store().clone()
-    rank = env_rank()
-    with Peers(store, rank, size, config.lost_after_s) as peers:
+    with Peers(beats, rank, size, config.lost_after_s) as peers:
         try:
             yield World(rank, size, chosen, control, local_size, peers)
         except RuntimeError as error:

@@ -33,6 +33,54 @@ class Store(Protocol):
         """Values of keys; waits for those that are not there yet."""
         ...
 
+    def check(self, keys: list[str]) -> bool:
+        """Whether all these keys are there."""
+        ...
+
+
+class Joining:
+    """Ends the process if the ranks have not met in time; entered by each before it meets the others.
+
+    gloo does not keep its time-out: two ranks of one machine, restarted under load, have been seen to wait for each
+    other for good with both their ports open (torch 2.14). Ended, they are started again by torchrun.
+
+    Args:
+        store: as of `Peers`.
+        rank: this process's number.
+        size: number of processes.
+        limit_s: time from here to the end of the `with` block.
+        leave: ends the process.
+    """
+
+    def __init__(
+        self, store: Store, rank: int, size: int, limit_s: float, leave: Callable[[int], object] = os._exit
+    ) -> None:
+        self._store, self._rank, self._size, self._limit_s, self._leave = store, rank, size, limit_s, leave
+        self._timer = threading.Timer(limit_s, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> None:
+        """Say that this rank is here, and start the clock."""
+        self._store.set(f"here/{self._rank}", "")
+        self._timer.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the clock."""
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        absent = [r for r in range(self._size) if not self._store.check([f"here/{r}"])]
+        reason = (
+            f"rank {', '.join(map(str, absent))} of {self._size} has not come"
+            if absent
+            else f"all {self._size} are there, but do not connect"
+        )
+        message = f"the ranks have not met within {self._limit_s:g} s (--join-timeout-s): {reason}"
+        print(f"[rank {self._rank}] error: {message}", file=sys.stderr, flush=True)
+        self._leave(EXIT_LOST)
+
 
 @dataclass(slots=True)
 class _Seen:

@@ -16,6 +16,9 @@ import torch
 from shard.errors import FeedlineError
 from train.distributed import World
 
+# Fields of metrics.jsonl that depend on the clock and the machine; all others come out alike in a repeated run.
+MEASURED = ("images_per_s", "data_wait_share")
+
 
 class NonFiniteError(FeedlineError):
     """The loss or the weights are no longer finite. Raised on every rank at once.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from train import peers as module
-from train.peers import Peers
+from train.peers import Joining, Peers
 from train.stop import Stopped
 
 
@@ -21,6 +21,9 @@ class Memory:
 
     def multi_get(self, keys: list[str]) -> list[bytes]:
         return [self.values[key].encode() for key in keys]
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
 
 
 @pytest.fixture
@@ -124,3 +127,25 @@ def test_leaving_in_order_and_in_error_are_told_apart() -> None:
         peer.__enter__()
         peer.__exit__(type(error) if error else None, error, None)
         assert store.values["beat/0"].endswith(state)
+
+
+@pytest.mark.parametrize(
+    ("here", "message"),
+    [((0, 2), "rank 1, 3 of 4 has not come"), ((0, 1, 2, 3), "all 4 are there, but do not connect")],
+)
+def test_ranks_that_do_not_meet_end_and_say_who_is_absent(
+    here: tuple[int, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, left = Memory(), list[int]()
+    for rank in here:
+        store.set(f"here/{rank}", "")
+    with Joining(store, 0, 4, 0.01, leave=left.append):
+        deadline = time.monotonic() + 20
+        while not left and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert left == [1]
+    assert message in capsys.readouterr().err
+    with Joining(store, 0, 4, 0.01, leave=left.append):
+        pass
+    time.sleep(0.05)
+    assert left == [1]
