@@ -14,7 +14,8 @@ from typing import Annotated
 import tyro
 
 from shard.errors import FeedlineError
-from train.config import Config, flat, load, nearest
+from train.config import Config, flat, load
+from train.naming import nearest
 from train.recipes import RECIPES, recipe
 
 DESCRIPTION = """Train a timm model on a feedline dataset.

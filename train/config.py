@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,14 +16,17 @@ from train.checkpoint import SaveConfig
 from train.distributed import RanksConfig
 from train.inputs import InputConfig
 from train.model import ModelConfig
+from train.naming import nearest
 from train.optim import OptimConfig, ScheduleConfig
 from train.step import StepConfig
 from train.stop import StopConfig
+from train.telemetry import TelemetryConfig
 
 T = TypeVar("T")
 
 # What may change when a run goes on: where and how fast it computes, not what.
 FREE = frozenset(("recipe", "data", "run_dir", "device", "log_every", "checkpoint_every"))
+FREE |= {"trackers", "profile", "profile_steps"}
 FREE |= {"keep_last", "join_timeout_s", "timeout_s", "lost_after_s"}
 FREE |= {"accumulate", "compile", "loader_backend", "loader_threads", "max_bad"}
 
@@ -53,6 +55,7 @@ class Config:
     save: SaveConfig = field(default_factory=SaveConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     def __post_init__(self) -> None:
         """Reject an interval that never ends."""
@@ -73,13 +76,6 @@ def differences(saved: Config, now: Config) -> list[str]:
     """What has changed, of what must not when a run goes on, as "name: saved → now"."""
     before, after = flat(saved), flat(now)
     return [f"{k}: {before[k]} → {after[k]}" for k in after if k not in FREE and before[k] != after[k]]
-
-
-def nearest(name: str, valid: typing.Iterable[str]) -> str:
-    """Remedy for an unknown name: the nearest valid one, or all."""
-    valid = sorted(valid)
-    near = difflib.get_close_matches(name, valid, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}"
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from loader.resolve import usable_cores
 from shard.errors import FeedlineError
@@ -127,10 +129,10 @@ def connect(device: str, config: RanksConfig | None = None) -> Iterator[World]:
         yield World(device=chosen)
         return
     timeout, rank = timedelta(seconds=config.timeout_s), env_rank()
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-    beats = dist.PrefixStore("peers", store.clone())
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    beats = PrefixStore("peers", store.clone())
     with Joining(beats, rank, size, config.join_timeout_s):
-        meet = dist.PrefixStore("groups", store)
+        meet = PrefixStore("groups", store)
         if chosen.type == "cuda":
             dist.init_process_group(
                 "nccl", store=meet, rank=rank, world_size=size, timeout=timeout, device_id=chosen

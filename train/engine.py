@@ -15,7 +15,7 @@ import torch
 from loader import Batch
 from shard.dataset import Dataset
 from train.checkpoint import rng_state
-from train.config import Config, to_dict
+from train.config import Config, flat, to_dict
 from train.config import save as save_config
 from train.distributed import World
 from train.evaluate import Result, eval_line, evaluate
@@ -27,7 +27,17 @@ from train.saver import Saver
 from train.state import RunState, capture, restore
 from train.step import TrainStep
 from train.stop import Plateau, Stopped, StopSignal
-from train.telemetry import LossWindow, Meter, Metrics, NonFiniteError, Progress, StepRecord, rate_text
+from train.telemetry import (
+    Gauges,
+    LossWindow,
+    Meter,
+    Metrics,
+    NonFiniteError,
+    Progress,
+    StepRecord,
+    rate_text,
+)
+from train.trackers import TRACKERS
 
 WARMUP_STEPS = 5  # of each process, left out of images/s: compilation, first allocations, cold files
 
@@ -81,20 +91,30 @@ class Trainer:
             if content is not None:
                 self.state = restore(content, self.step, self.loader, world)
                 kept = content["metrics_bytes"] if keep_metrics else 0
-            self.metrics = Metrics(folder.metrics, kept, active=world.is_main)
+            self.metrics = self._open_metrics(kept)
             stack.callback(self.metrics.close)
             last_step = content["step"] if content is not None and keep_metrics else None
             self.saver = Saver(folder, config.save, world.device, last_step)
             stack.callback(self.saver.close)
+            self.gauges = stack.enter_context(
+                Gauges(config.telemetry, self.step, world, folder.root, WARMUP_STEPS)
+            )
             self.stop = stack.enter_context(StopSignal(world))
             self._stack = stack.pop_all()
         self.steps_per_epoch = self.loader.num_samples // config.input.batch_size
         self.total_steps = self.steps_per_epoch * config.schedule.epochs
         self.losses = LossWindow(config.log_every, world)
         self.meter = Meter(world.device, WARMUP_STEPS)
+        self.side = config.input.size  # of the newest batch's images, pixels
         self.progress = Progress(active=world.is_main)
         if world.is_main:
             save_config(config, folder.config)
+
+    def _open_metrics(self, kept_bytes: int) -> Metrics:
+        active, root, settings = self.world.is_main, self.folder.root, flat(self.config)
+        names = self.config.telemetry.names if active else []
+        trackers = [TRACKERS[name](root, settings, self.state.step if kept_bytes else 0) for name in names]
+        return Metrics(self.folder.metrics, kept_bytes, active=active, trackers=trackers)
 
     def train(self) -> dict[str, Any]:
         """Train to the end, or from a checkpoint to the end, and return the summary.
@@ -128,19 +148,22 @@ class Trainer:
         """Do one optimiser step on one global batch. Waits for the loader, never for the device."""
         lr = lr_at(self.state.step, self.steps_per_epoch, self.config.optim.lr, self.config.schedule)
         accumulate = self.config.step.accumulate
-        loss, ids, wait_s = torch.zeros((), device=self.world.device), [], 0.0
+        loss, ids = torch.zeros((), device=self.world.device), []
         for part in range(accumulate):
-            began = time.perf_counter()
             batch = next(batches)
-            wait_s += time.perf_counter() - began
+            self.meter.mark("data")
             ids.append(batch.ids)
             loss += self.step.forward_backward(
                 batch.images, batch.labels, batch.valid, last=part == accumulate - 1
             )
+            self.meter.mark("forward_backward")
+        self.side = batch.images.shape[1]
         self.step.update(lr)
         self.state.step += 1
         self.losses.add(loss, StepRecord(self.state.step, lr, ids))
-        self.meter.count(wait_s)
+        self.meter.mark("optimiser")
+        self.meter.count()
+        self.gauges.profiler.step()
 
     def after_step(self, *, epoch_ends: bool) -> None:
         """Log, save or stop where it is time to."""
@@ -173,7 +196,8 @@ class Trainer:
         self.losses.check_weights(self.step.net.model)
         epoch = self.loader.epoch + 1
         began = time.perf_counter()
-        result = self.evaluate()
+        with self.meter.aside("evaluation"):
+            result = self.evaluate()
         if result is None:
             self.save()  # as before the evaluation, which is repeated when the run goes on
             self.saver.wait()
@@ -219,6 +243,7 @@ class Trainer:
             lr=lr,
             images_per_s=speed and round(speed, 1),
             data_wait_share=share and round(share, 4),
+            **self.gauges.read(rate, self.config.input.batch_size, self.side),
         )
         total = self.meter.total
         left_s = (self.total_steps - state.step) * total.seconds / total.steps if total.steps else None
@@ -238,6 +263,10 @@ class Trainer:
             NonFiniteError: a weight is not finite.
             FeedlineError: the checkpoint before this one could not be written.
         """
+        with self.meter.aside("checkpoint"):
+            self._save(best=best)
+
+    def _save(self, *, best: bool) -> None:
         self.losses.check_weights(self.step.net.model)
         rng = self.world.gather(rng_state(self.world.device))
         if not self.world.is_main:

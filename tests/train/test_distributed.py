@@ -25,15 +25,14 @@ from train.config import load
 from train.distributed import World, connect
 from train.engine import Trainer
 from train.run_folder import RunFolder
-from train.telemetry import LossWindow, StepRecord
+from train.telemetry import MEASURED, LossWindow, StepRecord
 
 Start = Callable[[list[str], int], list["subprocess.Popen[bytes]"]]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    times = ("images_per_s", "data_wait_share")
-    return [{k: v for k, v in line.items() if k not in times} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
 def kill_after(run: Path, step: int, ranks: list[subprocess.Popen[bytes]]) -> None:

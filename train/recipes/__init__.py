@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shard.errors import FeedlineError
-from train.config import Config, nearest
+from train.config import Config
+from train.naming import nearest
 from train.recipes.cifar10_cpu import cifar10_cpu
 from train.recipes.digits import digits
 from train.recipes.resnet50_imagenet import resnet50_imagenet
