@@ -31,13 +31,12 @@ from train.telemetry import (
     Gauges,
     LossWindow,
     Meter,
-    Metrics,
     NonFiniteError,
     Progress,
     StepRecord,
+    open_metrics,
     rate_text,
 )
-from train.trackers import TRACKERS
 
 WARMUP_STEPS = 5  # of each process, left out of images/s: compilation, first allocations, cold files
 
@@ -91,7 +90,9 @@ class Trainer:
             if content is not None:
                 self.state = restore(content, self.step, self.loader, world)
                 kept = content["metrics_bytes"] if keep_metrics else 0
-            self.metrics = self._open_metrics(kept)
+            self.metrics = open_metrics(
+                folder.metrics, config.telemetry, flat(config), kept, self.state.step, world
+            )
             stack.callback(self.metrics.close)
             last_step = content["step"] if content is not None and keep_metrics else None
             self.saver = Saver(folder, config.save, world.device, last_step)
@@ -109,12 +110,6 @@ class Trainer:
         self.progress = Progress(active=world.is_main)
         if world.is_main:
             save_config(config, folder.config)
-
-    def _open_metrics(self, kept_bytes: int) -> Metrics:
-        active, root, settings = self.world.is_main, self.folder.root, flat(self.config)
-        names = self.config.telemetry.names if active else []
-        trackers = [TRACKERS[name](root, settings, self.state.step if kept_bytes else 0) for name in names]
-        return Metrics(self.folder.metrics, kept_bytes, active=active, trackers=trackers)
 
     def train(self) -> dict[str, Any]:
         """Train to the end, or from a checkpoint to the end, and return the summary.
@@ -148,6 +143,7 @@ class Trainer:
         """Do one optimiser step on one global batch. Waits for the loader, never for the device."""
         lr = lr_at(self.state.step, self.steps_per_epoch, self.config.optim.lr, self.config.schedule)
         accumulate = self.config.step.accumulate
+        began = self.loader.samples_consumed
         loss, ids = torch.zeros((), device=self.world.device), []
         for part in range(accumulate):
             batch = next(batches)
@@ -160,7 +156,7 @@ class Trainer:
         self.side = batch.images.shape[1]
         self.step.update(lr)
         self.state.step += 1
-        self.losses.add(loss, StepRecord(self.state.step, lr, ids))
+        self.losses.add(loss, StepRecord(self.state.step, lr, ids, self.loader.epoch, began))
         self.meter.mark("optimiser")
         self.meter.count()
         self.gauges.profiler.step()

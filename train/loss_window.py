@@ -16,7 +16,7 @@ class NonFiniteError(FeedlineError):
     """The loss or the weights are no longer finite. Raised on every rank at once.
 
     Attributes:
-        details: step, lr and the sample ids of the ranks where it happened.
+        details: step, lr, the sample ids of the ranks where it happened, and the loader's position before the step.
     """
 
     def __init__(self, message: str, details: dict[str, Any]) -> None:
@@ -26,11 +26,21 @@ class NonFiniteError(FeedlineError):
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step on one rank: its number from 1, learning rate, and the sample ids of its micro-batches."""
+    """One step on one rank.
+
+    Attributes:
+        step: its number, from 1.
+        lr: learning rate.
+        ids: sample ids of its micro-batches.
+        epoch: the loader's epoch, from 0.
+        consumed: samples of the epoch that came before the step.
+    """
 
     step: int
     lr: float
     ids: list[torch.Tensor]
+    epoch: int = 0
+    consumed: int = 0
 
 
 class LossWindow:
@@ -84,6 +94,13 @@ class LossWindow:
         return NonFiniteError(
             f"{what} is not finite at step {record.step} (lr {record.lr:.6g}), with the samples "
             f"{', '.join(map(str, ids[:8]))}{', …' if len(ids) > 8 else ''}; lower --lr, lengthen "
-            "--warmup-epochs or raise --precision",
-            {"what": what, "step": record.step, "lr": record.lr, "sample_ids": ids},
+            "--warmup-epochs or raise --precision; `python -m train.replay RUN` writes their images",
+            {
+                "what": what,
+                "step": record.step,
+                "lr": record.lr,
+                "sample_ids": ids,
+                "epoch": record.epoch,
+                "samples_consumed": record.consumed,
+            },
         )

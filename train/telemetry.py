@@ -26,7 +26,7 @@ from train.trackers import TRACKERS
 
 __all__ = [
     "MEASURED", "Gauges", "LossWindow", "Meter", "Metrics", "NonFiniteError", "Progress", "Rate", "StepRecord",
-    "TelemetryConfig", "clock", "rate_text",
+    "TelemetryConfig", "clock", "open_metrics", "rate_text",
 ]  # fmt: skip
 
 
@@ -53,6 +53,24 @@ class TelemetryConfig:
     def names(self) -> list[str]:
         """The trackers' names."""
         return [name.strip() for name in self.trackers.split(",") if name.strip()]
+
+
+def open_metrics(
+    path: Path, config: TelemetryConfig, settings: dict[str, Any], kept: int, step: int, world: World
+) -> Metrics:
+    """Open metrics.jsonl at `path`, and on rank 0 the trackers.
+
+    Args:
+        path: of the file, in the run folder.
+        config: which trackers.
+        settings: of the run, by name.
+        kept: bytes of the file that stay; 0 for a new run.
+        step: a resumed run goes on after it.
+        world: the ranks.
+    """
+    names = config.names if world.is_main else []
+    trackers = [TRACKERS[name](path.parent, settings, step if kept else 0) for name in names]
+    return Metrics(path, kept, active=world.is_main, trackers=trackers)
 
 
 class Gauges:

@@ -65,6 +65,7 @@ class WandB:
             id=kept.value or uuid.uuid4().hex,
             resume="allow",
             dir=str(root),
+            settings=wandb.Settings(console="off"),  # the terminal is ours
             config={k: str(v) if isinstance(v, Path) else v for k, v in config.items()},
         )
         kept.keep(self._run.id)
@@ -75,7 +76,7 @@ class WandB:
 
     def close(self) -> None:
         """See `Tracker.close`."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class MLflow:

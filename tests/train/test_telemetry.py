@@ -11,7 +11,9 @@ from train.telemetry import LossWindow, Metrics, NonFiniteError, StepRecord, clo
 
 
 def record(step: int) -> StepRecord:
-    return StepRecord(step, 0.1 * step, [torch.tensor([10 * step, 10 * step + 1])])
+    return StepRecord(
+        step, 0.1 * step, [torch.tensor([10 * step, 10 * step + 1])], epoch=1, consumed=8 * step
+    )
 
 
 def test_losses_come_back_in_order_and_once() -> None:
@@ -34,7 +36,9 @@ def test_first_bad_step_is_named_with_its_samples(bad: float) -> None:
         window.add(torch.tensor(loss), record(step))
     with pytest.raises(NonFiniteError, match=r"step 4 .*40, 41;") as caught:
         window.look()
-    assert caught.value.details == {"what": "the loss", "step": 4, "lr": 0.4, "sample_ids": [40, 41]}
+    assert caught.value.details == {
+        "what": "the loss", "step": 4, "lr": 0.4, "sample_ids": [40, 41], "epoch": 1, "samples_consumed": 32,
+    }  # fmt: skip
 
 
 def test_weights_that_broke_after_the_last_loss() -> None:
