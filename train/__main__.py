@@ -16,6 +16,7 @@ from shard.errors import FeedlineError
 from train.cli import Options, UsageError, list_recipes, parse
 from train.distributed import World, connect, env_rank
 from train.engine import Trainer
+from train.plan import dry_run, find_batch_size, plan_text
 from train.run_folder import RunFolder, load_checked
 from train.state import is_finished
 from train.stop import Stopped
@@ -54,6 +55,15 @@ def run(options: Options, world: World) -> int:
     assert config.data is not None  # parse() sees to both
     assert config.run_dir is not None
     dataset = Dataset.open(config.data)
+    if options.find_batch_size or options.dry_run:
+        text = (
+            find_batch_size(config, dataset, world, options.memory_gib)
+            if options.find_batch_size
+            else plan_text(dry_run(config, dataset, world))
+        )
+        if world.is_main:
+            print(text)
+        return 0
     folder = RunFolder(config.run_dir)
     with folder.locked() if world.is_main else contextlib.nullcontext():
         # One rank chooses: others could see the folder at another moment.
@@ -88,6 +98,12 @@ def _finished(path: Path, folder: RunFolder, world: World, *, keep: bool) -> int
 
 def show(summary: dict[str, Any], folder: RunFolder) -> None:
     """Print the result."""
+    if summary["synthetic"]:
+        print(
+            f"synthetic data: {summary['images_per_s'] or 0:,.0f} images/s is the most that training could reach; "
+            f"nothing was learnt, evaluated or saved\nconfig, metrics, summary: {folder.root}"
+        )
+        return
     speed = summary["images_per_s"]
     print(
         f"top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} % on {summary['samples']} samples; "

@@ -45,6 +45,8 @@ class Config:
     """auto: a CUDA GPU where there is one."""
     seed: int = 0
     """Of the weights, the order of samples and the augmentation."""
+    synthetic: bool = False
+    """One batch of noise that stays on the device: the upper bound of images/s. No evaluation, no checkpoint."""
     log_every: int = 50
     """Steps between two lines of metrics."""
     input: InputConfig = field(default_factory=InputConfig)

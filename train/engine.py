@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from loader import Batch
+from loader import Batch, Loader
 from shard.dataset import Dataset
 from train.checkpoint import rng_state
 from train.config import Config, flat, to_dict
@@ -27,6 +27,7 @@ from train.saver import Saver
 from train.state import RunState, capture, restore
 from train.step import TrainStep
 from train.stop import Plateau, Stopped, StopSignal
+from train.synthetic import SyntheticLoader
 from train.telemetry import (
     Gauges,
     LossWindow,
@@ -79,9 +80,10 @@ class Trainer:
         self.state = RunState()
         self._began = time.perf_counter()
         with ExitStack() as stack:
-            self.loader = stack.enter_context(
-                train_loader(config.input, dataset, config.seed, config.step.accumulate, world)
-            )
+            loader_of = SyntheticLoader if config.synthetic else train_loader
+            made = loader_of(config.input, dataset, config.seed, config.step.accumulate, world)
+            self.loader: Loader | SyntheticLoader = made
+            stack.enter_context(made)
             self.eval_loader = stack.enter_context(
                 eval_loader(config.input, dataset, self.loader.batch_size, world)
             )
@@ -191,6 +193,9 @@ class Trainer:
         self.look()
         self.losses.check_weights(self.step.net.model)
         epoch = self.loader.epoch + 1
+        if self.config.synthetic:
+            self.loader.set_epoch(epoch)
+            return  # there is nothing to evaluate, and nothing to save
         began = time.perf_counter()
         with self.meter.aside("evaluation"):
             result = self.evaluate()
@@ -259,6 +264,8 @@ class Trainer:
             NonFiniteError: a weight is not finite.
             FeedlineError: the checkpoint before this one could not be written.
         """
+        if self.config.synthetic:
+            return
         with self.meter.aside("checkpoint"):
             self._save(best=best)
 
@@ -293,6 +300,7 @@ class Trainer:
             "images_per_s": speed and round(speed, 1),
             "ranks": self.world.size,
             "device": self.world.device.type,
+            "synthetic": self.config.synthetic,
         }
         if self.world.is_main:
             self.folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from train.checkpoint import set_rng_state
 from train.config import Config
 from train.distributed import World
 from train.step import TrainStep
+from train.synthetic import SyntheticLoader
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,7 +43,7 @@ def is_finished(content: dict[str, Any], config: Config) -> bool:
     return bool(content["epoch"] == config.schedule.epochs or content["ended"])
 
 
-def capture(state: RunState, step: TrainStep, loader: Loader) -> dict[str, Any]:
+def capture(state: RunState, step: TrainStep, loader: Loader | SyntheticLoader) -> dict[str, Any]:
     """The part of a checkpoint that all ranks have alike; model keys are the bare timm model's."""
     return {
         **asdict(state),
@@ -54,7 +55,9 @@ def capture(state: RunState, step: TrainStep, loader: Loader) -> dict[str, Any]:
     }
 
 
-def restore(content: dict[str, Any], step: TrainStep, loader: Loader, world: World) -> RunState:
+def restore(
+    content: dict[str, Any], step: TrainStep, loader: Loader | SyntheticLoader, world: World
+) -> RunState:
     """Put model, optimiser, scaler, loader and generators back as they were, and return the state.
 
     Raises:

@@ -105,7 +105,7 @@ def disturb(run: Run, kills: int, draw: random.Random, timeout_s: float = 600.0)
         if agent.poll() is not None:
             agent = run.start()
             continue
-        kind = KINDS[draw.randrange(len(KINDS))]
+        kind = draw.choices(KINDS, weights=(2, 1, 1))[0]
         if not _kill(agent, kind, draw):
             continue
         done.append(kind)
