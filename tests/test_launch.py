@@ -63,7 +63,7 @@ def run(slurm: dict[str, str], tmp_path: Path, step: str, *, usr1: bool = False)
 
 
 def test_usr1_reaches_the_step_and_the_job_is_queued_again(slurm: dict[str, str], tmp_path: Path) -> None:
-    saves = f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 1' USR1; touch {tmp_path}/ready; while :; do sleep 0.02; done"
+    saves = f"trap 'sleep .3; touch {tmp_path}/saved; exit 1' USR1; touch {tmp_path}/ready; while :; do sleep .02; done"
     assert run(slurm, tmp_path, saves, usr1=True) == (0, True)
     assert (tmp_path / "saved").exists(), "the job was queued again before the checkpoint was written"
     command = (tmp_path / "srun.txt").read_text()
