@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from loader.resolve import usable_cores
 from shard.errors import FeedlineError
-from train.peers import Joining, Peers
+from train.peers import Joining, Peers, meet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,15 +130,15 @@ def connect(device: str, config: RanksConfig | None = None) -> Iterator[World]:
         return
     timeout, rank = timedelta(seconds=config.timeout_s), env_rank()
     store, _, _ = next(rendezvous("env://", timeout=timeout))
-    beats = PrefixStore("peers", store.clone())
-    with Joining(beats, rank, size, config.join_timeout_s):
-        meet = PrefixStore("groups", store)
+    with Joining(PrefixStore("joining", store.clone()), rank, size, config.join_timeout_s):
+        attempt = PrefixStore(meet(PrefixStore("meeting", store), rank, size), store)
+        beats = PrefixStore("peers", attempt.clone())
         if chosen.type == "cuda":
             dist.init_process_group(
-                "nccl", store=meet, rank=rank, world_size=size, timeout=timeout, device_id=chosen
+                "nccl", store=attempt, rank=rank, world_size=size, timeout=timeout, device_id=chosen
             )
         else:
-            dist.init_process_group("gloo", store=meet, rank=rank, world_size=size, timeout=timeout)
+            dist.init_process_group("gloo", store=attempt, rank=rank, world_size=size, timeout=timeout)
         control = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(control, dist.ProcessGroup)  # all ranks are members
     with Peers(beats, rank, size, config.lost_after_s) as peers:

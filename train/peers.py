@@ -12,12 +12,14 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
 INTERVAL_S = 0.5
+_POLL_S = 0.02
 _LOOK_EVERY = 4  # beats between two looks at the others
 EXIT_LOST = 1
 
@@ -38,11 +40,41 @@ class Store(Protocol):
         ...
 
 
+def meet(store: Store, rank: int, size: int) -> str:
+    """Agree with the other ranks on a name that no earlier attempt has used; returns when all have it.
+
+    torchrun keeps one store over its restarts (torch 2.14), with all that dead ranks have left in it: gloo would take
+    their addresses for those of the living, and be refused or wait for good. So each rank asks under a name of its
+    own, new in every process, and rank 0 answers whoever asks until all have confirmed.
+
+    Args:
+        store: as of `Peers`.
+        rank: this process's number.
+        size: number of processes.
+    """
+    mine = uuid.uuid4().hex
+    if rank != 0:
+        store.set(f"ask/{rank}", mine)
+        _wait_for(store, [f"answer/{mine}"])
+        name = store.multi_get([f"answer/{mine}"])[0].decode()
+        store.set(f"met/{name}/{rank}", "")
+        return name
+    others = range(1, size)
+    while not store.check([f"met/{mine}/{r}" for r in others]):
+        for r in others:
+            if store.check([f"ask/{r}"]):  # it may be an earlier attempt's: then nobody reads the answer
+                store.set(f"answer/{store.multi_get([f'ask/{r}'])[0].decode()}", mine)
+        time.sleep(_POLL_S)
+    return mine
+
+
+def _wait_for(store: Store, keys: list[str]) -> None:
+    while not store.check(keys):
+        time.sleep(_POLL_S)
+
+
 class Joining:
     """Ends the process if the ranks have not met in time; entered by each before it meets the others.
-
-    gloo does not keep its time-out: two ranks of one machine, restarted under load, have been seen to wait for each
-    other for good with both their ports open (torch 2.14). Ended, they are started again by torchrun.
 
     Args:
         store: as of `Peers`.
@@ -56,12 +88,13 @@ class Joining:
         self, store: Store, rank: int, size: int, limit_s: float, leave: Callable[[int], object] = os._exit
     ) -> None:
         self._store, self._rank, self._size, self._limit_s, self._leave = store, rank, size, limit_s, leave
+        self._here = f"here/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._timer = threading.Timer(limit_s, self._end)
         self._timer.daemon = True
 
     def __enter__(self) -> None:
         """Say that this rank is here, and start the clock."""
-        self._store.set(f"here/{self._rank}", "")
+        self._store.set(f"{self._here}/{self._rank}", "")
         self._timer.start()
 
     def __exit__(
@@ -71,7 +104,7 @@ class Joining:
         self._timer.cancel()
 
     def _end(self) -> None:
-        absent = [r for r in range(self._size) if not self._store.check([f"here/{r}"])]
+        absent = [r for r in range(self._size) if not self._store.check([f"{self._here}/{r}"])]
         reason = (
             f"rank {', '.join(map(str, absent))} of {self._size} has not come"
             if absent

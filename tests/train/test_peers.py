@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from train import peers as module
-from train.peers import Joining, Peers
+from train.peers import Joining, Peers, meet
 from train.stop import Stopped
 
 
@@ -129,6 +130,18 @@ def test_leaving_in_order_and_in_error_are_told_apart() -> None:
         assert store.values["beat/0"].endswith(state)
 
 
+def test_ranks_meet_under_a_new_name_whatever_earlier_attempts_have_left() -> None:
+    store, names = Memory(), set[str]()
+    store.set("ask/1", "an attempt that died before it was answered")
+    for attempt in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            order = [(attempt + i) % 3 for i in range(3)]  # rank 0 first, last, in between
+            found = list(pool.map(lambda rank: meet(store, rank, 3), order))
+        assert len(set(found)) == 1
+        names.add(found[0])
+    assert len(names) == 3
+
+
 @pytest.mark.parametrize(
     ("here", "message"),
     [((0, 2), "rank 1, 3 of 4 has not come"), ((0, 1, 2, 3), "all 4 are there, but do not connect")],
@@ -138,7 +151,7 @@ def test_ranks_that_do_not_meet_end_and_say_who_is_absent(
 ) -> None:
     store, left = Memory(), list[int]()
     for rank in here:
-        store.set(f"here/{rank}", "")
+        store.set(f"here/0/{rank}", "")
     with Joining(store, 0, 4, 0.01, leave=left.append):
         deadline = time.monotonic() + 20
         while not left and time.monotonic() < deadline:
