@@ -1,4 +1,4 @@
-"""Command line: python -m bench throughput | peers | parity | packing | remote | shuffle."""
+"""Command line: python -m bench throughput | overhead | peers | parity | packing | remote | shuffle."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from bench import shuffle
 from bench.operations import operations, within
 from bench.operations import table as operations_table
+from bench.overhead import overhead, require_positive
+from bench.overhead import table as overhead_table
 from bench.packing import packing
 from bench.packing import table as packing_table
 from bench.parity import parity
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add_command in (
         _throughput_command,
+        _overhead_command,
         _peers_command,
         _parity_command,
         _packing_command,
@@ -146,6 +149,55 @@ def _peers(options: argparse.Namespace) -> int:
     peers_picture(record, options.out / "peers.png")
     print(json.dumps(record) if options.json else peers_table(record))
     print(f"record and picture: {options.out}", file=sys.stderr)
+    return 0
+
+
+def _overhead_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "overhead",
+        help="our training step against a plain PyTorch loop",
+        description="Measure the training step and a plain loop on the same synthetic batch, interleaved; with --data "
+        "also training on real data (the feed ratio). Model, batch and precision come from a training recipe.",
+    )
+    add = command.add_argument
+    add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")
+    add("--data", type=Path, metavar="DATASET", help="also measure training on this dataset")
+    add("--split", help="split to read (default: the recipe's training split)")
+    add("--model", help="any timm model (default: the recipe's, or resnet18)")
+    add("--size", type=_positive, help="side of the images, pixels (default: the recipe's, or 224)")
+    add("--batch-size", type=_positive, help="images per step (default: the recipe's, or 64)")
+    add("--precision", choices=("bf16", "fp16", "fp32"), help="(default: the recipe's, or bf16)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: a CUDA GPU where there is one",
+    )
+    add("--repeats", type=_positive, default=7, help="interleaved repeats (default: 7)")
+    add("--seconds", type=float, default=3.0, help="per contestant and repeat (default: 3)")
+    add("--out", type=Path, default=Path("bench-overhead.json"), help="where the record goes")
+    add("--json", action="store_true", help="print the record instead of the table")
+    command.set_defaults(run=_overhead, backend=None)
+
+
+def _overhead(options: argparse.Namespace) -> int:
+    require_positive(options.seconds)
+    config = _config(options)
+    if options.precision:
+        config = dataclasses.replace(
+            config, step=dataclasses.replace(config.step, precision=options.precision)
+        )
+    record = overhead(
+        config,
+        _device(options.device),
+        options.repeats,
+        options.seconds,
+        lambda text: print(text, file=sys.stderr),
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record) if options.json else overhead_table(record))
+    print(f"record: {options.out}", file=sys.stderr)
     return 0
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from shard.dataset import Dataset
@@ -15,12 +17,11 @@ from train.build import length_of
 from train.cli import Options, UsageError, list_recipes, parse
 from train.distributed import World, connect, env_rank
 from train.engine import Trainer
+from train.plan import dry_run, find_batch_size, plan_text
 from train.run_folder import RunFolder, load_checked
+from train.state import is_finished
 from train.stop import Stopped
 from train.telemetry import NonFiniteError, clock
-
-# What gloo and NCCL say when a peer has gone.
-PEER_LOST = ("by peer", "Broken pipe", "imed out", "remote process", "Connection refused")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.list_recipes:
             print(list_recipes(), end="")
             return 0
-        with connect(options.settings.device) as world:
+        with connect(options.settings.device, options.settings.ranks) as world:
             connected = world.size > 1
             return run(options, world)
     except UsageError as error:
@@ -41,15 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FeedlineError as error:
         # Before the ranks are connected all make the same mistake; after that it may be one's own.
         return _fail(str(error), 1, alike=not connected)
-    except RuntimeError as error:
-        if not connected or not any(sign in str(error) for sign in PEER_LOST):
-            raise
-        reason = str(error).splitlines()[0]
-        return _fail(f"lost another rank, which should say why ({reason})", 1, alike=False)
     except Stopped as stopped:
         if env_rank() == 0:
             print("checkpoint written; the same command goes on from it", file=sys.stderr)
-        return 128 + stopped.signal
+        return stopped.status
     except KeyboardInterrupt:
         return _fail("interrupted before training began", 130, alike=True)
 
@@ -60,41 +56,61 @@ def run(options: Options, world: World) -> int:
     assert config.data is not None  # parse() sees to both
     assert config.run_dir is not None
     dataset = Dataset.open(config.data)
-    folder = RunFolder(config.run_dir)
-    path = folder.find(options.resume)
-    content = load_checked(path, config, dataset) if path is not None else None
-    if world.is_main:
-        folder.prepare(fresh=path is None)
-    world.gather(None)  # no rank goes on before the folder is ready
-    keep = path is not None and folder.owns(path)
-    if (
-        content is not None
-        and content["epoch"] == length_of(config, dataset).epochs
-        and (not keep or folder.summary.exists())
-    ):
-        if not keep:
-            raise FeedlineError(f"{path} is the end of a finished run; there is nothing left to train")
+    if options.find_batch_size or options.dry_run:
+        text = (
+            find_batch_size(config, dataset, world, options.memory_gib)
+            if options.find_batch_size
+            else plan_text(dry_run(config, dataset, world))
+        )
         if world.is_main:
-            print(
-                f"{folder.root} holds this run, finished. To train afresh: --run-dir NEW, or --resume never"
-            )
-            show(json.loads(folder.summary.read_text(encoding="utf-8")), folder)
+            print(text)
         return 0
-    if content is not None and world.is_main:
-        print(f"going on from {path}: epoch {content['epoch'] + 1}, step {content['step']}", file=sys.stderr)
-    with Trainer(config, dataset, world, folder, content, keep_metrics=keep) as trainer:
-        summary = trainer.train()
+    folder = RunFolder(config.run_dir)
+    with folder.locked() if world.is_main else contextlib.nullcontext():
+        # One rank chooses: others could see the folder at another moment.
+        path = world.gather(folder.find(options.resume) if world.is_main else None)[0]
+        content = load_checked(path, config, dataset) if path is not None else None
+        if world.is_main:
+            folder.prepare(fresh=path is None)
+        world.gather(None)  # no rank goes on before the folder is ready
+        keep = path is not None and folder.owns(path)
+        epochs = length_of(config, dataset).epochs
+        if content is not None and is_finished(content, epochs) and (not keep or folder.summary.exists()):
+            return _finished(path, folder, world, keep=keep)
+        if content is not None and world.is_main:
+            print(
+                f"going on from {path}: epoch {content['epoch'] + 1}, step {content['step']}", file=sys.stderr
+            )
+        with Trainer(config, dataset, world, folder, content, keep_metrics=keep) as trainer:
+            summary = trainer.train()
     if world.is_main:
         show(summary, folder)
     return 0
 
 
+def _finished(path: Path, folder: RunFolder, world: World, *, keep: bool) -> int:
+    """Say that there is nothing left to train."""
+    if not keep:
+        raise FeedlineError(f"{path} is the end of a finished run; there is nothing left to train")
+    if world.is_main:
+        print(f"{folder.root} holds this run, finished. To train afresh: --run-dir NEW, or --resume never")
+        show(json.loads(folder.summary.read_text(encoding="utf-8")), folder)
+    return 0
+
+
 def show(summary: dict[str, Any], folder: RunFolder) -> None:
     """Print the result."""
+    if summary["synthetic"]:
+        print(
+            f"synthetic data: {summary['images_per_s'] or 0:,.0f} images/s is the most that training could reach; "
+            f"nothing was learnt, evaluated or saved\nconfig, metrics, summary: {folder.root}"
+        )
+        return
     speed = summary["images_per_s"]
     print(
         f"top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} % on {summary['samples']} samples; "
         f"best top-1 {summary['best_top1']:.2f} % after epoch {summary['best_epoch']}\n"
+        f"{summary['ended'] + chr(10) if summary['ended'] else ''}"
         f"{summary['epochs']} epochs, {summary['steps']} steps in {clock(summary['wall_s'])}"
         + (f", {speed:.0f} images/s while training" if speed else "")
         + f"\nconfig, metrics, summary: {folder.root}\nweights: {folder.best} (best), {folder.last} (last)"

@@ -13,7 +13,8 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from shard.errors import FeedlineError
-from train.config import Config, flat, load, nearest
+from train.config import Config, flat, load
+from train.naming import nearest
 from train.recipes import RECIPES, about, recipe
 
 DESCRIPTION = """Train a timm model on a feedline dataset.
@@ -52,6 +53,12 @@ class Options:
     """Start from this configuration file instead of a recipe."""
     resume: str = "auto"
     """auto: go on with the run in the run folder if there is one; never: start afresh; or a checkpoint."""
+    dry_run: bool = False
+    """Print what the training would take, after a few steps; write nothing."""
+    find_batch_size: bool = False
+    """Print the largest batch that fits in memory; write nothing."""
+    memory_gib: float | None = None
+    """Memory that --find-batch-size may use; needed on a CPU."""
     list_recipes: bool = False
     """Print the recipes and leave."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
@@ -80,8 +87,12 @@ def parse(argv: Sequence[str]) -> Options:
     if not asking and settings.data is None:
         raise UsageError("--data DATASET is missing: a folder made by `python -m shard build`")
     if settings.run_dir is None:
-        settings = replace(settings, run_dir=Path("runs") / settings.recipe)
+        settings = replace(settings, run_dir=Path("runs") / _name(settings))
     return replace(options, settings=settings)
+
+
+def _name(settings: Config) -> str:
+    return f"{settings.recipe}-synthetic" if settings.synthetic else settings.recipe
 
 
 def list_recipes() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from shard.errors import FeedlineError
+from train.checkpoint import SaveConfig
+from train.distributed import RanksConfig
 from train.ema import EmaConfig
 from train.evaluate import EvalConfig
 from train.freeze import FreezeConfig
@@ -20,24 +21,22 @@ from train.inputs import InputConfig
 from train.losses import LossConfig
 from train.mix import MixConfig
 from train.model import ModelConfig
+from train.naming import nearest
 from train.optim import ClipConfig, OptimConfig
 from train.resolution import ResolutionConfig
 from train.schedule import ScheduleConfig
 from train.step import StepConfig
+from train.stop import StopConfig
+from train.telemetry import TelemetryConfig
 
 T = TypeVar("T")
 
 # What may change when a run goes on: where and how fast it computes, not what.
 FREE = frozenset(("recipe", "data", "run_dir", "device", "log_every", "checkpoint_every"))
-FREE |= {
-    "accumulate",
-    "compile",
-    "compile_mode",
-    "grad_checkpointing",
-    "loader_backend",
-    "loader_threads",
-    "max_bad",
-}
+FREE |= {"trackers", "profile", "profile_steps"}
+FREE |= {"keep_last", "join_timeout_s", "timeout_s", "lost_after_s"}
+FREE |= {"accumulate", "compile", "compile_mode", "grad_checkpointing"}
+FREE |= {"loader_backend", "loader_threads", "max_bad"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +53,10 @@ class Config:
     """auto: a CUDA GPU where there is one."""
     seed: int = 0
     """Of the weights, the order of samples and the augmentation."""
+    synthetic: bool = False
+    """One batch of noise that stays on the device: the upper bound of images/s. No evaluation, no checkpoint."""
     log_every: int = 50
     """Steps between two lines of metrics."""
-    checkpoint_every: int | None = None
-    """Steps between two checkpoints within an epoch; None: one at each epoch's end."""
     input: InputConfig = field(default_factory=InputConfig)
     resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -70,13 +69,15 @@ class Config:
     ema: EmaConfig = field(default_factory=EmaConfig)
     step: StepConfig = field(default_factory=StepConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     def __post_init__(self) -> None:
-        """Reject intervals that never end."""
-        for name in ("log_every", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise FeedlineError(f"{name} is {value}; it must be at least 1")
+        """Reject an interval that never ends."""
+        if self.log_every < 1:
+            raise FeedlineError(f"log_every is {self.log_every}; it must be at least 1")
 
 
 def flat(config: Any) -> dict[str, Any]:
@@ -92,13 +93,6 @@ def differences(saved: Config, now: Config) -> list[str]:
     """What has changed, of what must not when a run goes on, as "name: saved → now"."""
     before, after = flat(saved), flat(now)
     return [f"{k}: {before[k]} → {after[k]}" for k in after if k not in FREE and before[k] != after[k]]
-
-
-def nearest(name: str, valid: typing.Iterable[str]) -> str:
-    """Remedy for an unknown name: the nearest valid one, or all."""
-    valid = sorted(valid)
-    near = difflib.get_close_matches(name, valid, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}"
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,12 +14,30 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from loader.resolve import usable_cores
 from shard.errors import FeedlineError
+from train.peers import Joining, Peers, meet
 
-# A rank that waits this long has lost its peers. The default of up to 30 minutes only hides that.
-TIMEOUT = timedelta(minutes=5)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RanksConfig:
+    """Ranks."""
+
+    join_timeout_s: float = 120.0
+    """Time in which all ranks have to meet at the start; they start within seconds of each other."""
+    timeout_s: float = 180.0
+    """Longest wait of a rank for the others; more than the slowest takes to compile or to read a checkpoint."""
+    lost_after_s: float = 20.0
+    """Silence of another rank's process after which a rank ends itself and says who is missing."""
+
+    def __post_init__(self) -> None:
+        """Reject times that are none."""
+        for name in ("join_timeout_s", "timeout_s", "lost_after_s"):
+            if not getattr(self, name) > 0:
+                raise FeedlineError(f"{name} is {getattr(self, name)}; it must be positive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +50,7 @@ class World:
         device: where this process computes.
         control: group for small messages between hosts' memories, apart from the gradients' traffic.
         local_size: number of processes on this machine, which share its cores.
+        peers: who else is alive; None for one process alone.
     """
 
     rank: int = 0
@@ -36,6 +58,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     control: dist.ProcessGroup | None = None
     local_size: int = 1
+    peers: Peers | None = None
 
     @property
     def is_main(self) -> bool:
@@ -54,13 +77,19 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def max(self, value: int) -> int:
-        """Return the largest value of any rank; touches no accelerator."""
+    def maxima(self, values: list[int]) -> list[int]:
+        """Return the largest of every rank's values, entry by entry; touches no accelerator."""
         if self.size == 1:
-            return value
-        box = torch.tensor([value])
+            return values
+        box = torch.tensor(values)
         dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.control)
-        return int(box.item())
+        result: list[int] = box.tolist()
+        return result
+
+    def note_step(self, step: int) -> None:
+        """Tell the others how far this rank has come, in its next heartbeat."""
+        if self.peers is not None:
+            self.peers.step = step
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in order of rank, on every rank."""
@@ -77,15 +106,18 @@ def env_rank() -> int:
 
 
 @contextmanager
-def connect(device: str) -> Iterator[World]:
+def connect(device: str, config: RanksConfig | None = None) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone; sets this process's device before anything else.
 
     Args:
         device: "cpu", "cuda", or "auto": cuda where there is one.
+        config: how long to wait for the others.
 
     Raises:
         FeedlineError: no such device.
     """
+    config = config or RanksConfig()
+    end_with_parent()
     size, local_size = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if chosen.type == "cuda":
@@ -96,15 +128,47 @@ def connect(device: str) -> Iterator[World]:
     if size == 1:
         yield World(device=chosen)
         return
-    if chosen.type == "cuda":
-        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=chosen)
-    else:
-        dist.init_process_group("gloo", timeout=TIMEOUT)
-    control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    timeout, rank = timedelta(seconds=config.timeout_s), env_rank()
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    with Joining(PrefixStore("joining", store.clone()), rank, size, config.join_timeout_s):
+        attempt = PrefixStore(meet(PrefixStore("meeting", store), rank, size), store)
+        beats = PrefixStore("peers", attempt.clone())
+        if chosen.type == "cuda":
+            dist.init_process_group(
+                "nccl", store=attempt, rank=rank, world_size=size, timeout=timeout, device_id=chosen
+            )
+        else:
+            dist.init_process_group("gloo", store=attempt, rank=rank, world_size=size, timeout=timeout)
+        control = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(control, dist.ProcessGroup)  # all ranks are members
-    yield World(env_rank(), size, chosen, control, local_size)
+    with Peers(beats, rank, size, config.lost_after_s) as peers:
+        try:
+            yield World(rank, size, chosen, control, local_size, peers)
+        except RuntimeError as error:
+            if not _is_collective(error):
+                raise
+            raise PeerLostError(
+                f"lost another rank: {peers.explain()} ({str(error).splitlines()[0]})"
+            ) from error
     # Not in a `finally`: after a failure the peers may be gone, and leaving the group would wait for them.
     dist.destroy_process_group()
+
+
+class PeerLostError(FeedlineError):
+    """A collective failed because another rank has gone; says which."""
+
+
+def _is_collective(error: RuntimeError) -> bool:
+    # What gloo and NCCL say when a peer has gone.
+    signs = ("by peer", "Broken pipe", "imed out", "remote process", "Connection refused", "NCCL")
+    return any(sign in str(error) for sign in signs)
+
+
+def end_with_parent() -> None:
+    """Ask Linux for SIGTERM when torchrun dies: its ranks would train on, unseen, beside those of its successor."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None, use_errno=True).prctl(parent_death_signal, signal.SIGTERM)
 
 
 def _device(name: str, local_rank: int) -> torch.device:

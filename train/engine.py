@@ -6,16 +6,17 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from loader import Batch
+from loader import Batch, Loader
 from shard.dataset import Dataset
-from train import checkpoint
 from train.build import length_of, make_step
-from train.config import Config, to_dict
+from train.checkpoint import rng_state
+from train.config import Config, flat, to_dict
 from train.config import save as save_config
 from train.distributed import World
 from train.evaluate import Predict, Result, eval_line, evaluate, mirrored
@@ -23,10 +24,21 @@ from train.inputs import eval_loader, first_images, train_loader
 from train.mix import Mixing
 from train.resolution import size_at, sizes
 from train.run_folder import RunFolder
+from train.saver import Saver
 from train.schedule import lr_at
 from train.state import RunState, capture, restore
-from train.stop import Stopped, StopSignal
-from train.telemetry import LossWindow, Meter, Metrics, NonFiniteError, Progress, StepRecord, rate_text
+from train.stop import Plateau, Stopped, StopSignal
+from train.synthetic import SyntheticLoader
+from train.telemetry import (
+    Gauges,
+    LossWindow,
+    Meter,
+    NonFiniteError,
+    Progress,
+    StepRecord,
+    open_metrics,
+    rate_text,
+)
 
 WARMUP_STEPS = 5  # of each process, left out of images/s: compilation, first allocations, cold files
 
@@ -62,9 +74,10 @@ class Trainer:
         with ExitStack() as stack:
             self.length = length_of(config, dataset)
             grow = size_at(config.resolution, config.input.size, self.length)
-            self.loader = stack.enter_context(
-                train_loader(config.input, dataset, config.seed, config.step.accumulate, world, grow)
-            )
+            loader_of = SyntheticLoader if config.synthetic else train_loader
+            made = loader_of(config.input, dataset, config.seed, config.step.accumulate, world, grow)
+            self.loader: Loader | SyntheticLoader = made
+            stack.enter_context(made)
             self.eval_loader = stack.enter_context(
                 eval_loader(config.input, dataset, self.loader.batch_size, world)
             )
@@ -81,12 +94,21 @@ class Trainer:
             if content is not None:
                 self.state = restore(content, self.step, self.loader, world)
                 kept = content["metrics_bytes"] if keep_metrics else 0
-            self.metrics = Metrics(folder.metrics, kept, active=world.is_main)
+            self.metrics = open_metrics(
+                folder.metrics, config.telemetry, flat(config), kept, self.state.step, world
+            )
             stack.callback(self.metrics.close)
+            last_step = content["step"] if content is not None and keep_metrics else None
+            self.saver = Saver(folder, config.save, world.device, last_step)
+            stack.callback(self.saver.close)
+            self.gauges = stack.enter_context(
+                Gauges(config.telemetry, self.step, world, folder.root, WARMUP_STEPS)
+            )
             self.stop = stack.enter_context(StopSignal(world))
             self._stack = stack.pop_all()
         self.losses = LossWindow(config.log_every, world)
         self.meter = Meter(world.device, WARMUP_STEPS)
+        self.side = config.input.size  # of the newest batch's images, pixels
         self.progress = Progress(active=world.is_main)
         if world.is_main:
             save_config(config, folder.config)
@@ -99,13 +121,14 @@ class Trainer:
             NonFiniteError: loss or weights are not finite; no checkpoint is written.
         """
         try:
-            while self.loader.epoch < self.length.epochs:
+            while self.loader.epoch < self.length.epochs and not self.state.ended:
                 self.train_epoch()
                 self.finish_epoch()
         except NonFiniteError as error:
             if self.world.is_main:
                 self.folder.nonfinite.write_text(json.dumps(error.details) + "\n", encoding="utf-8")
             raise
+        self.saver.wait()
         return self.summarize()
 
     def train_epoch(self) -> None:
@@ -124,20 +147,24 @@ class Trainer:
         lr = self.lr(self.state.step)
         self.step.set_frozen(self.state.step < self.thaw_step)
         accumulate = self.config.step.accumulate
-        loss, ids, wait_s = torch.zeros((), device=self.world.device), [], 0.0
+        began = self.loader.samples_consumed
+        loss, ids = torch.zeros((), device=self.world.device), []
         for part in range(accumulate):
-            began = time.perf_counter()
             batch = next(batches)
-            wait_s += time.perf_counter() - began
+            self.meter.mark("data")
             ids.append(batch.ids)
             mix = self.mixing(self.loader.epoch, self.state.step, batch.ids, batch.images)
             loss += self.step.forward_backward(
                 batch.images, batch.labels, batch.valid, last=part == accumulate - 1, mix=mix
             )
+            self.meter.mark("forward_backward")
+        self.side = batch.images.shape[1]
         self.state.step += 1
         self.step.update(lr, self.state.step)
-        self.losses.add(loss, StepRecord(self.state.step, lr, ids))
-        self.meter.count(wait_s)
+        self.losses.add(loss, StepRecord(self.state.step, lr, ids, self.loader.epoch, began))
+        self.meter.mark("optimiser")
+        self.meter.count()
+        self.gauges.profiler.step()
 
     def lr(self, step: int) -> float:
         """Learning rate of step 0, 1, … of the run."""
@@ -145,10 +172,12 @@ class Trainer:
 
     def after_step(self, *, epoch_ends: bool) -> None:
         """Log, save or stop where it is time to."""
-        every, step = self.config.checkpoint_every, self.state.step
+        every, step = self.config.save.checkpoint_every, self.state.step
+        self.world.note_step(step)
+        self.saver.check()
         report = step % self.config.log_every == 0
         save = every is not None and step % every == 0 and not epoch_ends  # the epoch's end saves anyway
-        stop = self.stop.due(step)
+        stop = self.stop.due()
         if not (report or save or stop):
             return
         self.look()
@@ -157,6 +186,7 @@ class Trainer:
         if save or stop:
             self.save()
         if stop:
+            self.saver.wait()
             raise Stopped(self.stop.agreed)
         self.meter.start()
 
@@ -170,14 +200,21 @@ class Trainer:
         self.look()
         self.losses.check_weights(self.step.net.model)
         epoch = self.loader.epoch + 1
+        if self.config.synthetic:
+            self.loader.set_epoch(epoch)
+            return  # there is nothing to evaluate, and nothing to save
         began = time.perf_counter()
-        result = self.evaluate()
+        with self.meter.aside("evaluation"):
+            result = self.evaluate()
         if result is None:
             self.save()  # as before the evaluation, which is repeated when the run goes on
+            self.saver.wait()
             raise Stopped(self.stop.agreed)
-        averaged = self.evaluate_averaged()
+        with self.meter.aside("evaluation"):
+            averaged = self.evaluate_averaged()
         if self.stop.agreed:
             self.save()
+            self.saver.wait()
             raise Stopped(self.stop.agreed)
         self.loader.set_epoch(epoch)
         state = self.state
@@ -186,6 +223,9 @@ class Trainer:
         improved = judged.top1 > state.best_top1
         if improved:
             state.best_top1, state.best_epoch = judged.top1, epoch
+        plateau = Plateau(**state.plateau)
+        state.ended = plateau.observe(self.config.stop, state.last_eval)
+        state.plateau = asdict(plateau)
         self.metrics.write(kind="eval", epoch=epoch, step=state.step, **state.last_eval)
         took_s = time.perf_counter() - began
         self.progress.line(
@@ -193,6 +233,8 @@ class Trainer:
         )
         if warning := self.step.watch.warning():
             self.progress.line(warning)
+        if state.ended:
+            self.progress.line(f"ending here: {state.ended}")
         self.save(best=improved)
 
     def evaluate(self) -> Result | None:
@@ -210,7 +252,7 @@ class Trainer:
 
     def _evaluate(self, predict: Predict) -> Result | None:
         predict = mirrored(predict) if self.config.evaluation.flip_tta else predict
-        return evaluate(predict, self.eval_loader, self.world, self.stop.due)
+        return evaluate(predict, self.eval_loader, self.world, lambda _: self.stop.due())
 
     def report(self) -> None:
         """Write a line of metrics and show the progress."""
@@ -231,6 +273,7 @@ class Trainer:
             lr=lr,
             images_per_s=speed and round(speed, 1),
             data_wait_share=share and round(share, 4),
+            **self.gauges.read(rate, self.config.input.batch_size, self.side),
         )
         total = self.meter.total
         left_s = (self.length.steps - state.step) * total.seconds / total.steps if total.steps else None
@@ -244,29 +287,33 @@ class Trainer:
         return self.state.elapsed_s + time.perf_counter() - self._began
 
     def save(self, *, best: bool = False) -> None:
-        """Write the checkpoint `last`, and `best` too if so. Collective; rank 0 writes.
+        """Save the checkpoint `last`, and `best` too if so, in the background. Collective; rank 0 writes.
 
         Raises:
             NonFiniteError: a weight is not finite.
+            FeedlineError: the checkpoint before this one could not be written.
         """
+        if self.config.synthetic:
+            return
+        with self.meter.aside("checkpoint"):
+            self._save(best=best)
+
+    def _save(self, *, best: bool) -> None:
         self.losses.check_weights(self.step.net.model)
-        rng = self.world.gather(checkpoint.rng_state(self.world.device))
+        rng = self.world.gather(rng_state(self.world.device))
         if not self.world.is_main:
             return
         self.state.elapsed_s = self.elapsed_s()
         self._began = time.perf_counter()
         content = {
             **capture(self.state, self.step, self.loader),
-            "metrics_bytes": self.metrics.sync(),
+            "metrics_bytes": self.metrics.size(),
             "config": to_dict(self.config),
             "classes": list(self.dataset.classes),
             "fingerprint": self.dataset.fingerprint,
             "rng": rng,
         }
-        if best:
-            # Before `last`, which claims that `best` exists.
-            checkpoint.save(self.folder.best, content)
-        checkpoint.save(self.folder.last, content)
+        self.saver.submit(content, best=best, before=self.metrics.sync)
 
     def summarize(self) -> dict[str, Any]:
         """Result of the finished run; rank 0 writes it to summary.json."""
@@ -275,7 +322,8 @@ class Trainer:
             **self.state.last_eval,
             "best_top1": self.state.best_top1,
             "best_epoch": self.state.best_epoch,
-            "epochs": self.length.epochs,
+            "epochs": self.loader.epoch,
+            "ended": self.state.ended,
             "steps": self.state.step,
             "compiled_graphs": self.step.watch.graphs,
             "recompiled_graphs": self.step.watch.recompiled,
@@ -283,6 +331,7 @@ class Trainer:
             "images_per_s": speed and round(speed, 1),
             "ranks": self.world.size,
             "device": self.world.device.type,
+            "synthetic": self.config.synthetic,
         }
         if self.world.is_main:
             self.folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

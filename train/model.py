@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from torch import nn
 import train.models  # noqa: F401  registers our models with timm
 from shard.errors import FeedlineError
 from train.arguments import parse_arguments
+from train.checkpoint import DamagedError, verify
 from train.mix import blend
 from train.models.blurpool import apply_blurpool
 
@@ -152,7 +154,7 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
     """
     if not path.is_file():
         raise FeedlineError(f"pretrained is {str(path)!r}, which is not a file")
-    weights: dict[str, Any] = load_state_dict(str(path))
+    weights = _read_weights(path)
     mine = model.state_dict()
     resized = {k for k, v in weights.items() if k in mine and v.shape != mine[k].shape}
     head = head_parameters(model)
@@ -163,14 +165,59 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
         )
         weights = {k: v for k, v in weights.items() if k not in head}
         resized = set()
-    wrong = resized | (weights.keys() - mine.keys()) | (mine.keys() - weights.keys() - head)
-    if wrong:
-        first = sorted(wrong)[0]
+    unknown, missing = weights.keys() - mine.keys(), mine.keys() - weights.keys() - head
+    if resized or unknown or missing:
         raise FeedlineError(
-            f"{path} does not fit the model: {len(wrong)} of {len(mine)} tensors are missing, unknown or of "
-            f"another shape, the first {first!r}; is arch the model that these weights are of?"
+            f"{path} does not fit the model: {_misfit(weights, mine, resized, unknown, missing)}"
         )
     model.load_state_dict(weights, strict=False)
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from any file that timm reads.
+
+    Raises:
+        FeedlineError: damaged, or something else.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            verify(path)
+        weights = load_state_dict(str(path))
+    except DamagedError as error:
+        raise FeedlineError(f"pretrained: {error}") from error
+    # timm hands on whatever torch, pickle and safetensors say about bytes that they cannot read.
+    except Exception as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise FeedlineError(
+            f"pretrained is {str(path)!r}, which cannot be read: it is damaged or no file of weights ({first})"
+        ) from error
+    if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+        raise FeedlineError(f"pretrained is {str(path)!r}, which is not a state dict: names with tensors")
+    return weights
+
+
+def _misfit(
+    weights: dict[str, torch.Tensor],
+    mine: dict[str, torch.Tensor],
+    resized: set[str],
+    unknown: set[str],
+    missing: set[str],
+) -> str:
+    """What of the weights is wrong, by kind, each with its first name."""
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} of its {len(mine)} tensors are missing, the first {min(missing)!r}")
+    if unknown:
+        near = difflib.get_close_matches(min(unknown), missing or mine, n=1)
+        parts.append(
+            f"{len(unknown)} are unknown to it, the first {min(unknown)!r}"
+            + (f" (nearest: {near[0]!r})" if near else "")
+        )
+    if resized:
+        name = min(resized)
+        shapes = f"{tuple(weights[name].shape)} instead of {tuple(mine[name].shape)}"
+        parts.append(f"{len(resized)} are of another shape, the first {name!r}: {shapes}")
+    return "; ".join(parts) + "; is arch the model that these weights are of?"
 
 
 def head_parameters(model: nn.Module) -> set[str]:

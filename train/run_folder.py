@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train import checkpoint
+from train.checkpoint import DamagedError
 from train.config import Config, differences, from_dict
+
+_LOCK_WAIT_S = 60.0  # a run that was told to stop may be writing its last checkpoint
 
 
 class RunFolder:
@@ -18,7 +28,8 @@ class RunFolder:
         config: the resolved configuration.
         metrics: one JSON object a line.
         summary: the result, once finished.
-        nonfinite: step, learning rate and sample ids, where a run broke.
+        nonfinite: step, learning rate, sample ids and position, where a run broke.
+        checkpoints: folder of the checkpoints.
         last: newest checkpoint.
         best: checkpoint with the best top-1.
     """
@@ -29,8 +40,38 @@ class RunFolder:
         self.metrics = root / "metrics.jsonl"
         self.summary = root / "summary.json"
         self.nonfinite = root / "nonfinite.json"
-        self.last = root / "checkpoints" / "last.pt"
-        self.best = root / "checkpoints" / "best.pt"
+        self.checkpoints = root / "checkpoints"
+        self.last = self.checkpoints / "last.pt"
+        self.best = self.checkpoints / "best.pt"
+        self._lock = root / ".lock"
+        self._started = root / ".started"
+
+    def at_step(self, step: int) -> Path:
+        """Path of an earlier checkpoint."""
+        return self.checkpoints / f"step-{step:09d}.pt"
+
+    def earlier(self) -> list[Path]:
+        """Earlier checkpoints than `last`, newest first."""
+        return sorted(self.checkpoints.glob("step-*.pt"), reverse=True)
+
+    @contextmanager
+    def locked(self, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
+        """Keep other processes from training in this folder; makes the folder.
+
+        Raises:
+            FeedlineError: another process has it for longer than `wait_s`, or the folder cannot be made.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            file = self._lock.open("a+")
+        except OSError as error:
+            raise FeedlineError(f"cannot make the run folder {self.root}: {error}") from error
+        with file:
+            _acquire(file.fileno(), self.root, wait_s)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
 
     def prepare(self, *, fresh: bool) -> None:
         """Make the folder; for a fresh run remove what an earlier one left.
@@ -39,26 +80,33 @@ class RunFolder:
             FeedlineError: the folder cannot be made.
         """
         try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FeedlineError(f"cannot make the run folder {self.root}: {error}") from error
         self.nonfinite.unlink(missing_ok=True)
         if fresh:
-            for path in (self.last, self.best, self.metrics, self.summary):
+            for path in (*self.checkpoints.glob("*.pt*"), self.metrics, self.summary):
                 path.unlink(missing_ok=True)
+            self._started.write_text(_launch(), encoding="utf-8")
 
     def find(self, resume: str) -> Path | None:
-        """Return the checkpoint to go on from: "auto": the newest of this folder if any, "never", or a path.
+        """Return the checkpoint to go on from: "auto": the newest whole one of this folder if any, "never", or a path.
+
+        After torchrun has restarted the ranks, "never" and a path mean what they meant at its first start only.
 
         Raises:
-            FeedlineError: a checkpoint of another run is named, but this folder already holds a run.
+            FeedlineError: a checkpoint of another run is named, but this folder already holds a run; or none of
+                this folder's checkpoints is whole.
         """
+        if resume != "auto" and self._restarted():
+            resume = "auto"
         if resume == "never":
             return None
+        mine = self._has_checkpoint()
         if resume == "auto":
-            return self.last if self.last.exists() else None
+            return self._newest_whole() if mine else None
         path = Path(resume)
-        if self.last.exists() and not self.owns(path):
+        if mine and not self.owns(path):
             raise FeedlineError(
                 f"{self.root} already holds a run; choose another --run-dir to go on from {path}"
             )
@@ -66,7 +114,39 @@ class RunFolder:
 
     def owns(self, path: Path) -> bool:
         """Whether the checkpoint `path` is this folder's."""
-        return path.resolve().parent == self.last.parent.resolve()
+        return path.resolve().parent == self.checkpoints.resolve()
+
+    def _has_checkpoint(self) -> bool:
+        return self.last.exists() or bool(self.earlier())
+
+    def _restarted(self) -> bool:
+        """Whether torchrun has started this run afresh in this folder, and is now restarting it."""
+        return (
+            "TORCHELASTIC_RUN_ID" in os.environ
+            and self._started.exists()
+            and self._started.read_text(encoding="utf-8") == _launch()
+        )
+
+    def _newest_whole(self) -> Path:
+        """The newest checkpoint that is not damaged; damage is told of, and a damaged `last` set aside."""
+        try:
+            checkpoint.verify(self.last)
+            return self.last
+        except DamagedError as error:
+            problem = str(error)
+        except FileNotFoundError:  # killed between the two renames of a save
+            problem = f"{self.last} is missing"
+        whole = [path for path in (*self.earlier(), self.best) if _is_whole(path)]
+        if not whole:
+            raise FeedlineError(
+                f"{problem}, and {self.root} has no other whole checkpoint; start afresh with --resume never, "
+                "which removes what is there"
+            )
+        newest = max(whole, key=lambda path: int(checkpoint.load(path)["step"]))
+        print(f"warning: {problem}; going on from the newest whole one, {newest}", file=sys.stderr)
+        if self.last.exists():
+            self.last.replace(self.last.with_name("last.pt.damaged"))
+        return newest
 
 
 def load_checked(path: Path, config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -83,3 +163,42 @@ def load_checked(path: Path, config: Config, dataset: Dataset) -> dict[str, Any]
     if changed := differences(saved, config):
         raise FeedlineError(f"{path} is of another configuration ({'; '.join(changed)}); {afresh}")
     return content
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        checkpoint.verify(path)
+    except FileNotFoundError:
+        return False
+    except DamagedError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _launch() -> str:
+    """Name of this start of torchrun, the same after each of its restarts: its run id, or else the agent process."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if run_id != "none":
+        return run_id
+    agent = os.getppid()
+    try:
+        began = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:  # not Linux
+        began = ""
+    return f"{socket.gethostname()} {agent} {began}"
+
+
+def _acquire(descriptor: int, root: Path, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:  # noqa: PERF203  polled: a signal handler may want to run
+            if time.monotonic() > deadline:
+                holder = os.pread(descriptor, 200, 0).decode() or "another process"
+                raise FeedlineError(
+                    f"{holder} is training in {root}; wait for it, or choose another --run-dir"
+                ) from None
+            time.sleep(0.2)

@@ -9,6 +9,7 @@ from loader import Loader
 from train.checkpoint import set_rng_state
 from train.distributed import World
 from train.step import TrainStep
+from train.synthetic import SyntheticLoader
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class RunState:
         last_eval: fields of the newest `train.evaluate.Result`.
         losses: losses of the steps since the last line of metrics.
         elapsed_s: seconds spent up to the checkpoint.
+        plateau: fields of `train.stop.Plateau`.
+        ended: why the run ended before its last epoch; "" if it did not.
     """
 
     step: int = 0
@@ -30,9 +33,16 @@ class RunState:
     last_eval: dict[str, Any] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     elapsed_s: float = 0.0
+    plateau: dict[str, Any] = field(default_factory=dict)
+    ended: str = ""
 
 
-def capture(state: RunState, step: TrainStep, loader: Loader) -> dict[str, Any]:
+def is_finished(content: dict[str, Any], epochs: int) -> bool:
+    """Whether the checkpoint is the end of its run of `epochs` epochs, begun ones included."""
+    return bool(content["epoch"] == epochs or content["ended"])
+
+
+def capture(state: RunState, step: TrainStep, loader: Loader | SyntheticLoader) -> dict[str, Any]:
     """The part of a checkpoint that all ranks have alike; model keys are the bare timm model's."""
     return {
         **asdict(state),
@@ -46,7 +56,9 @@ def capture(state: RunState, step: TrainStep, loader: Loader) -> dict[str, Any]:
     }
 
 
-def restore(content: dict[str, Any], step: TrainStep, loader: Loader, world: World) -> RunState:
+def restore(
+    content: dict[str, Any], step: TrainStep, loader: Loader | SyntheticLoader, world: World
+) -> RunState:
     """Put model, optimiser, scaler, loader and generators back as they were, and return the state.
 
     Raises:

@@ -1,15 +1,83 @@
-"""SIGTERM and Ctrl-C: all ranks agree on the step after which the run is saved and left."""
+"""When a run ends before its last epoch: signals, on which all ranks agree, and what evaluations say."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
+from shard.errors import FeedlineError
 from train.distributed import World
 
-_EVERY = 10  # steps between two agreements of several ranks: each makes the fastest wait for the slowest
+# Ranks ask each other about once in this time: each time the fastest waits for the slowest.
+_AGREE_S = 1.0
+_MOST_CALLS = 200  # between two agreements, should the first few have been untypically quick
+
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: REQUEUE}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopConfig:
+    """Early end."""
+
+    patience: int | None = None
+    """Evaluations in a row without improvement after which the run ends; None: never."""
+    min_change: float = 0.0
+    """Change of the metric that counts as an improvement, in its unit."""
+    stop_metric: Literal["top1", "top5", "loss"] = "top1"
+    """Metric of the evaluation that patience and target look at."""
+    stop_mode: Literal["auto", "max", "min"] = "auto"
+    """Whether larger or smaller is better; auto: smaller for the loss."""
+    target: float | None = None
+    """The run ends as soon as the metric reaches this value."""
+
+    def __post_init__(self) -> None:
+        """Reject what could never or would always end a run."""
+        if self.patience is not None and self.patience < 1:
+            raise FeedlineError(f"patience is {self.patience}; it must be at least 1")
+        if not self.min_change >= 0:
+            raise FeedlineError(f"min_change is {self.min_change}; it must not be negative")
+
+    @property
+    def sign(self) -> int:
+        """1 where larger is better, else -1."""
+        smaller = self.stop_mode == "min" or (self.stop_mode == "auto" and self.stop_metric == "loss")
+        return -1 if smaller else 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Plateau:
+    """What patience has seen; part of a checkpoint.
+
+    Attributes:
+        best: best value that counted as an improvement; None before the first evaluation.
+        stale: evaluations since then.
+    """
+
+    best: float | None = None
+    stale: int = 0
+
+    def observe(self, config: StopConfig, result: Mapping[str, float]) -> str:
+        """Take an evaluation in, and return why the run should end; "" where it should not.
+
+        As in Keras' EarlyStopping, slow progress counts as none: a value is compared with the last one that was an
+        improvement by more than `min_change`.
+        """
+        value, sign, name = result[config.stop_metric], config.sign, config.stop_metric
+        if self.best is None or sign * (value - self.best) > config.min_change:
+            self.best, self.stale = value, 0
+        else:
+            self.stale += 1
+        if config.target is not None and sign * (value - config.target) >= 0:
+            return f"{name} {value:.4g} reached the target {config.target:g}"
+        if config.patience is not None and self.stale >= config.patience:
+            return f"{name} has not improved on {self.best:.4g} in {self.stale} evaluations"
+        return ""
 
 
 class Stopped(Exception):
@@ -17,15 +85,19 @@ class Stopped(Exception):
 
     Attributes:
         signal: number of the signal.
+        status: exit status: 143 after SIGTERM, 130 after SIGINT, 75 (to be queued again) after SIGUSR1.
     """
+
+    orderly = True  # see train.peers: no failure that the other ranks should follow
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.signal = number
+        self.status = _STATUS[signal.Signals(number)]
 
 
 class StopSignal:
-    """Catches SIGTERM and SIGINT while it is entered; a second SIGINT leaves at once.
+    """Catches SIGTERM, SIGINT and SIGUSR1 (of Slurm) while it is entered; a second SIGINT leaves at once.
 
     Attributes:
         received: number of the signal that this process got, 0 if none.
@@ -36,16 +108,30 @@ class StopSignal:
         self.received = self.agreed = 0
         self._world = world
         self._before: dict[int, Any] = {}
+        self._interval = self._left = 1  # calls of `due`, the same on every rank
+        self._asked = time.perf_counter()
 
-    def due(self, step: int) -> bool:
-        """Whether all ranks stop after this step. Collective; alone it asks every step, else every tenth."""
-        if not self.agreed and (self._world.size == 1 or step % _EVERY == 0):
-            self.agreed = self._world.max(self.received)
+    def due(self) -> bool:
+        """Whether all ranks stop now. Collective, to be called after every step.
+
+        Alone it answers every time. Several ranks ask each other about once a second, counted in calls: the number
+        of calls until the next time is agreed on with the answer.
+        """
+        self._left -= 1
+        if not self.agreed and (self._world.size == 1 or self._left <= 0):
+            self._agree()
         return self.agreed != 0
+
+    def _agree(self) -> None:
+        now = time.perf_counter()
+        call_ms = max(1, round(1000 * (now - self._asked) / self._interval))
+        self.agreed, slowest_ms = self._world.maxima([self.received, call_ms])
+        self._interval = self._left = min(_MOST_CALLS, max(1, round(1000 * _AGREE_S / slowest_ms)))
+        self._asked = now
 
     def __enter__(self) -> StopSignal:
         """Install the handlers."""
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {s: signal.signal(s, self._note) for s in _STATUS}
         return self
 
     def __exit__(

@@ -1,241 +1,154 @@
-"""What a run tells about itself without making the accelerator wait: losses, rates, metrics, progress."""
+"""What a run tells about itself without making the accelerator wait: a summary of the parts, and their settings."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import time
-from collections import deque
+import resource
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any
 
 import torch
 
 from shard.errors import FeedlineError
 from train.distributed import World
+from train.flops import forward_flops, peak_flops
+from train.loss_window import LossWindow, NonFiniteError, StepRecord
+from train.meter import PHASES, Meter, Rate
+from train.metrics import MEASURED, Metrics
+from train.naming import nearest
+from train.nvml import GpuMonitor, gpu_uuid
+from train.profiler import Profiler
+from train.progress import Progress, clock, rate_text
+from train.step import TrainStep
+from train.trackers import TRACKERS
+
+__all__ = [
+    "MEASURED", "Gauges", "LossWindow", "Meter", "Metrics", "NonFiniteError", "Progress", "Rate", "StepRecord",
+    "TelemetryConfig", "clock", "open_metrics", "rate_text",
+]  # fmt: skip
 
 
-class NonFiniteError(FeedlineError):
-    """The loss or the weights are no longer finite. Raised on every rank at once.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryConfig:
+    """Telemetry."""
 
-    Attributes:
-        details: step, lr and the sample ids of the ranks where it happened.
-    """
+    trackers: str = ""
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow, separated by commas."""
+    profile: bool = False
+    """Write a PyTorch profiler trace of some steps of rank 0 into RUN/profile."""
+    profile_steps: int = 5
+    """How many, after the warm-up."""
 
-    def __init__(self, message: str, details: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.details = details
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One step on one rank: its number from 1, learning rate, and the sample ids of its micro-batches."""
-
-    step: int
-    lr: float
-    ids: list[torch.Tensor]
-
-
-class LossWindow:
-    """Losses of the steps since the last look, kept on the device.
-
-    Args:
-        size: most steps between two looks.
-        world: ranks whose losses are averaged.
-    """
-
-    def __init__(self, size: int, world: World) -> None:
-        self._buffer = torch.zeros(size, device=world.device)
-        self._world = world
-        self._count = 0
-        self._records: deque[StepRecord] = deque(maxlen=size)
-
-    def add(self, loss: torch.Tensor, record: StepRecord) -> None:
-        """Note a step's loss (a scalar on the device); does not wait for the device."""
-        self._buffer[self._count] = loss
-        self._records.append(record)
-        self._count += 1
-
-    def look(self) -> list[float]:
-        """Mean over ranks of the losses since the last look; waits for the device. Collective.
-
-        Raises:
-            NonFiniteError: a loss is not finite.
-        """
-        local = self._buffer[: self._count]
-        count, self._count = self._count, 0
-        losses: list[float] = (self._world.sum_(local.clone()) / self._world.size).tolist()
-        records = list(self._records)[-count:] if count else []
-        for i, record in enumerate(records):
-            if not abs(losses[i]) < float("inf"):
-                raise self._failure("the loss", record, guilty=not bool(local[i].isfinite()))
-        return losses
-
-    def check_weights(self, model: torch.nn.Module) -> None:
-        """Make sure that no weight is infinite or NaN: the last update may have done it unseen. Collective.
-
-        Raises:
-            NonFiniteError: names the last step.
-        """
-        norms = torch._foreach_norm(list(model.parameters()))
-        if not torch.stack([n.float() for n in norms]).isfinite().all() and self._records:
-            raise self._failure("a weight", self._records[-1], guilty=True)
-
-    def _failure(self, what: str, record: StepRecord, *, guilty: bool) -> NonFiniteError:
-        mine = torch.cat(record.ids).tolist() if guilty else []
-        ids = [i for rank_ids in self._world.gather(mine) for i in rank_ids]
-        return NonFiniteError(
-            f"{what} is not finite at step {record.step} (lr {record.lr:.6g}), with the samples "
-            f"{', '.join(map(str, ids[:8]))}{', …' if len(ids) > 8 else ''}; lower --lr, lengthen "
-            "--warmup-epochs or raise --precision",
-            {"what": what, "step": record.step, "lr": record.lr, "sample_ids": ids},
-        )
-
-
-@dataclass(slots=True)
-class Rate:
-    """Steps done in some time, whole iterations: fetch, step and the look at the losses.
-
-    Attributes:
-        steps: optimiser steps.
-        seconds: time they took.
-        wait_s: of it, time spent waiting for the loader (on rank 0).
-    """
-
-    steps: int = 0
-    seconds: float = 0.0
-    wait_s: float = 0.0
-
-    def add(self, other: Rate) -> None:
-        """Add another stretch."""
-        self.steps += other.steps
-        self.seconds += other.seconds
-        self.wait_s += other.wait_s
-
-    def images_per_s(self, batch_size: int) -> float | None:
-        """Rate for a global batch of `batch_size`; None before anything was measured."""
-        return self.steps * batch_size / self.seconds if self.steps and self.seconds else None
+    def __post_init__(self) -> None:
+        """Reject a tracker that there is not."""
+        if self.profile_steps < 1:
+            raise FeedlineError(f"profile_steps is {self.profile_steps}; it must be at least 1")
+        for name in self.names:
+            if name not in TRACKERS:
+                raise FeedlineError(f"trackers has {name!r}; {nearest(name, TRACKERS)}")
 
     @property
-    def wait_share(self) -> float | None:
-        """Part of the time spent waiting for data, 0 … 1."""
-        return self.wait_s / self.seconds if self.steps and self.seconds else None
+    def names(self) -> list[str]:
+        """The trackers' names."""
+        return [name.strip() for name in self.trackers.split(",") if name.strip()]
 
 
-class Meter:
-    """Measures stretches of steps. The first `warmup` steps of the process are left out.
-
-    Attributes:
-        total: everything measured so far.
-    """
-
-    def __init__(self, device: torch.device, warmup: int) -> None:
-        self.total = Rate()
-        self._window, self._stretch = Rate(), Rate()
-        self._device, self._warmup = device, warmup
-        self._began = time.perf_counter()
-
-    def start(self) -> None:
-        """Start the clock, after work that is not a step."""
-        self._stretch = Rate()
-        self._began = time.perf_counter()
-
-    def count(self, wait_s: float) -> None:
-        """Count a step that waited `wait_s` for its data."""
-        if self._warmup > 0:
-            self._warmup -= 1
-            if self._warmup == 0:
-                if self._device.type == "cuda":
-                    torch.cuda.synchronize()  # once per run: the warm-up must have left the queue
-                self.start()
-            return
-        self._stretch.add(Rate(1, 0.0, wait_s))
-
-    def stop(self) -> None:
-        """Stop the clock; the device must have finished its work."""
-        if self._warmup == 0:
-            self._stretch.seconds = time.perf_counter() - self._began
-            self._window.add(self._stretch)
-        self.start()
-
-    def report(self) -> Rate:
-        """Rate since the last report."""
-        window, self._window = self._window, Rate()
-        self.total.add(window)
-        return window
-
-
-class Metrics:
-    """Writes metrics.jsonl, one object a line, visible at once. Writes nothing but on rank 0.
+def open_metrics(
+    path: Path, config: TelemetryConfig, settings: dict[str, Any], kept: int, step: int, world: World
+) -> Metrics:
+    """Open metrics.jsonl at `path`, and on rank 0 the trackers.
 
     Args:
-        path: the file.
-        keep_bytes: length of what stays of it: a resumed run repeats the rest.
-        active: whether to write.
+        path: of the file, in the run folder.
+        config: which trackers.
+        settings: of the run, by name.
+        kept: bytes of the file that stay; 0 for a new run.
+        step: a resumed run goes on after it.
+        world: the ranks.
+    """
+    names = config.names if world.is_main else []
+    trackers = [TRACKERS[name](path.parent, settings, step if kept else 0) for name in names]
+    return Metrics(path, kept, active=world.is_main, trackers=trackers)
+
+
+class Gauges:
+    """What is measured beside the losses: memory, MFU, the GPU, a profile. A context manager.
+
+    Args:
+        config: which.
+        step: whose operations are counted.
+        world: the ranks; rank 0 measures, its own device.
+        root: the run folder.
+        warmup: steps that a profile leaves out.
     """
 
-    def __init__(self, path: Path, keep_bytes: int, *, active: bool) -> None:
-        self._file: TextIO | None = None
-        if active:
-            with path.open("ab") as file:
-                file.truncate(min(keep_bytes, path.stat().st_size))
-            self._file = path.open("a", encoding="utf-8")
+    def __init__(
+        self, config: TelemetryConfig, step: TrainStep, world: World, root: Path, warmup: int
+    ) -> None:
+        self._step, self._world = step, world
+        self._flops: dict[int, int] = {}
+        device = world.device
+        with ExitStack() as stack:
+            uuid = gpu_uuid(device) if world.is_main else None
+            self._monitor = stack.enter_context(GpuMonitor(uuid))
+            traces = config.profile and world.is_main
+            path = root / "profile" / "trace.json.gz"
+            self.profiler = Profiler(path, device, warmup, config.profile_steps, active=traces)
+            stack.callback(self.profiler.close)
+            self._stack = stack.pop_all()
 
-    def write(self, **values: Any) -> None:
-        """Append a line."""
-        if self._file is not None:
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()
+    def read(self, rate: Rate, batch_size: int, side: int) -> dict[str, Any]:
+        """Fields of a line of metrics; the device must have finished. What is not known is left out.
 
-    def sync(self) -> int:
-        """Force the file to disk and return its length in bytes."""
-        if self._file is None:
-            return 0
-        os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+        Args:
+            rate: of the steps since the last line.
+            batch_size: global.
+            side: of the images, pixels.
+        """
+        found: dict[str, Any] = {
+            "time_s": {phase: round(rate.phases[phase], 4) for phase in PHASES if phase in rate.phases},
+            "peak_memory_gib": round(peak_memory_bytes(self._world.device) / 2**30, 3),
+        }
+        speed = rate.images_per_s(batch_size)
+        utilisation = self.mfu(speed / self._world.size, side) if speed else None
+        if utilisation is not None:
+            found["mfu"] = round(utilisation, 4)
+        gpu = self._monitor.read()
+        energy_j = gpu.pop("energy_j", 0.0)
+        if gpu:
+            found["gpu"] = gpu
+        if energy_j and rate.steps:
+            found["images_per_joule"] = round(rate.steps * batch_size / self._world.size / energy_j, 3)
+        return found
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+    def mfu(self, images_per_s: float, side: int) -> float | None:
+        """Share of the GPU's peak that one rank's images/s make up; None on a CPU or an unknown GPU."""
+        device = self._world.device
+        if device.type != "cuda":
+            return None
+        tf32 = torch.backends.cuda.matmul.allow_tf32
+        peak = peak_flops(torch.cuda.get_device_name(device), self._step.config.precision, tf32=tf32)
+        if peak is None:
+            return None
+        if side not in self._flops:
+            self._flops[side] = forward_flops(self._step.net, side, device)
+        return images_per_s * 3 * self._flops[side] / peak
 
+    def __enter__(self) -> Gauges:
+        """Return itself."""
+        return self
 
-class Progress:
-    """Progress on stderr: one line that is overwritten on a terminal, plain lines elsewhere."""
-
-    def __init__(self, *, active: bool) -> None:
-        self._active = active
-        self._terminal = sys.stderr.isatty()
-        self._open = False
-
-    def update(self, text: str) -> None:
-        """Show where the run stands."""
-        if self._active:
-            print(
-                f"\r{text}\x1b[K" if self._terminal else text,
-                end="" if self._terminal else "\n",
-                file=sys.stderr,
-            )
-            sys.stderr.flush()
-            self._open = self._terminal
-
-    def line(self, text: str) -> None:
-        """Write a line that stays."""
-        if self._active:
-            print(("\n" if self._open else "") + text, file=sys.stderr, flush=True)
-            self._open = False
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds as h:mm:ss."""
-    minutes, s = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop measuring."""
+        self._stack.close()
 
 
-def rate_text(images_per_s: float | None, wait_share: float | None, left_s: float | None) -> str:
-    """Throughput, share of time waited for data, and time left, for the progress line."""
-    if images_per_s is None or wait_share is None or left_s is None:
-        return "warming up"
-    return f"{images_per_s:.0f} images/s  data wait {wait_share:.1%}  left {clock(left_s)}"
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: allocated on the GPU, or resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux

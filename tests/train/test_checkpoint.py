@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from shard.errors import FeedlineError
 from train import checkpoint
+from train.checkpoint import DamagedError
 
 
 def test_round_trip_without_running_code(tmp_path: Path) -> None:
@@ -52,4 +54,35 @@ def test_damaged_missing_and_foreign_files_are_errors(tmp_path: Path) -> None:
         checkpoint.load(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(FeedlineError, match="not a feedline checkpoint"):
+        checkpoint.load(path)
+
+
+def test_a_changed_byte_anywhere_is_found_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    content = {"model": {"w": torch.arange(300.0)}, "step": 7}
+    checkpoint.save(path, content)
+    whole, draw, found = path.read_bytes(), random.Random(0), 0
+    for _ in range(300):
+        at = draw.randrange(len(whole))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << draw.randrange(8))]) + whole[at + 1 :])
+        try:
+            loaded = checkpoint.load(path)
+        except DamagedError as error:
+            assert str(path) in str(error)  # noqa: PT017  it need not be raised
+            found += 1
+        else:  # padding, dates
+            assert torch.equal(loaded["model"]["w"], content["model"]["w"])  # type: ignore[index]
+            assert loaded["step"] == 7
+    assert found > 100
+
+
+def test_tensor_data_is_verified(tmp_path: Path) -> None:
+    """What torch.load alone does not see."""
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"w": torch.full((100,), 1.5)})
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(torch.full((10,), 1.5).numpy().tobytes()) + 3] ^= 1
+    path.write_bytes(whole)
+    torch.load(path, weights_only=True)
+    with pytest.raises(DamagedError, match=r"last\.pt cannot be read: it is damaged \(checksum of .*data/0"):
         checkpoint.load(path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,21 +21,21 @@ import torch
 from loader.order import Order
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from tests.train.chaos import children
 from train import checkpoint
 from train.__main__ import main
 from train.config import load
 from train.distributed import World, connect
 from train.engine import Trainer
 from train.run_folder import RunFolder
-from train.telemetry import LossWindow, StepRecord
+from train.telemetry import MEASURED, LossWindow, StepRecord
 
 Start = Callable[[list[str], int], list["subprocess.Popen[bytes]"]]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    times = ("images_per_s", "data_wait_share")
-    return [{k: v for k, v in line.items() if k not in times} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
 def kill_after(run: Path, step: int, ranks: list[subprocess.Popen[bytes]]) -> None:
@@ -113,7 +115,7 @@ def test_ranks_stop_together_on_sigterm(flags: list[str], tmp_path: Path, start_
     ranks[1].terminate()  # one is enough
     assert [r.wait() for r in ranks] == [143, 143]
     saved = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
-    assert saved["step"] % 10 == 0 or saved["step"] % 15 == 0  # agreed on at a tenth step, or in evaluation
+    assert saved["loader"]["samples_consumed"] % 8 == 0  # a whole step, the same on both
     assert not (tmp_path / "summary.json").exists()
 
 
@@ -128,3 +130,65 @@ def test_more_ranks_than_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(FeedlineError, match="process 3 of a machine with 2 GPU"), connect("cuda"):
         pass
+
+
+@pytest.mark.timeout(900)
+def test_the_run_goes_on_with_a_node_fewer(flags: list[str], tmp_path: Path) -> None:
+    """Two agents of one rank each stand for two nodes; the second is killed with its rank, for good."""
+    ids, run = tmp_path / "ids", tmp_path / "run"
+    ids.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torchrun = (
+        "-m torch.distributed.run --nnodes 1:2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id fewer --max-restarts 3 "
+        f"--rdzv-endpoint 127.0.0.1:{port} --rdzv-conf last_call_timeout=3"
+    ).split()
+    logged = str(Path(__file__).with_name("logged.py"))
+    # --resume never: it must hold for the first start only.
+    more = ["--checkpoint-every", "4", "--epochs", "8", "--resume", "never", "--run-dir", str(run)]
+    command = [sys.executable, *torchrun, logged, str(ids), *flags, *more]
+    first, second = (subprocess.Popen(command) for _ in range(2))
+
+    def lines() -> list[dict[str, Any]]:
+        return [json.loads(line) for path in ids.iterdir() for line in path.read_text().splitlines()]
+
+    deadline = time.monotonic() + 600
+    while sum(line["size"] == 2 for line in lines()) < 60:
+        assert first.poll() is None
+        assert second.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # The first one holds the store of the rendezvous only if it was there first.
+    hosts = next(a for a in (first, second) if _listens(a.pid, port))
+    lost = second if hosts is first else first
+    for process in [*children(lost.pid), lost.pid]:
+        os.kill(process, signal.SIGKILL)
+    assert lost.wait() == -signal.SIGKILL
+    assert hosts.wait(600) == 0
+
+    by_step: dict[int, list[int]] = {}
+    for step in range(1, 121):
+        alone = [line["ids"] for line in lines() if line["step"] == step and line["size"] == 1]
+        pair = sorted(
+            (line["rank"], line["ids"]) for line in lines() if line["step"] == step and line["size"] == 2
+        )
+        by_step[step] = alone[0] if alone else np.stack([i for _, i in pair], axis=1).ravel().tolist()
+        if alone and len(pair) == 2:  # done again after the restart: the same samples
+            assert np.stack([i for _, i in pair], axis=1).ravel().tolist() == alone[0]
+    assert {line["size"] for line in lines()} == {1, 2}
+    for epoch in range(8):
+        seen = [i for step in range(15 * epoch + 1, 15 * epoch + 16) for i in by_step[step]]
+        assert seen == Order(shuffle="global").draws(np.zeros(120, np.int32), 0, epoch).tolist()
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether the process has the listening socket of this port."""
+    rows = [
+        row.split()
+        for file in ("tcp", "tcp6")
+        for row in Path(f"/proc/net/{file}").read_text().splitlines()[1:]
+    ]
+    inodes = {row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+    names = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
+    return any(name == f"socket:[{inode}]" for name in names for inode in inodes)

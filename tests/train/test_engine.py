@@ -19,15 +19,13 @@ from loader.order import Order
 from train import checkpoint
 from train.__main__ import main
 from train.engine import Trainer
-from train.telemetry import LossWindow, StepRecord
-
-TIMES = ("images_per_s", "data_wait_share")
+from train.telemetry import MEASURED, LossWindow, StepRecord
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """Lines of metrics without what depends on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

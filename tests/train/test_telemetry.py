@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from train.distributed import World
-from train.telemetry import LossWindow, Meter, Metrics, NonFiniteError, StepRecord, clock
+from train.telemetry import LossWindow, Metrics, NonFiniteError, StepRecord, clock
 
 
 def record(step: int) -> StepRecord:
-    return StepRecord(step, 0.1 * step, [torch.tensor([10 * step, 10 * step + 1])])
+    return StepRecord(
+        step, 0.1 * step, [torch.tensor([10 * step, 10 * step + 1])], epoch=1, consumed=8 * step
+    )
 
 
 def test_losses_come_back_in_order_and_once() -> None:
@@ -35,7 +36,9 @@ def test_first_bad_step_is_named_with_its_samples(bad: float) -> None:
         window.add(torch.tensor(loss), record(step))
     with pytest.raises(NonFiniteError, match=r"step 4 .*40, 41;") as caught:
         window.look()
-    assert caught.value.details == {"what": "the loss", "step": 4, "lr": 0.4, "sample_ids": [40, 41]}
+    assert caught.value.details == {
+        "what": "the loss", "step": 4, "lr": 0.4, "sample_ids": [40, 41], "epoch": 1, "samples_consumed": 32,
+    }  # fmt: skip
 
 
 def test_weights_that_broke_after_the_last_loss() -> None:
@@ -50,54 +53,21 @@ def test_weights_that_broke_after_the_last_loss() -> None:
         window.check_weights(model)
 
 
-def test_meter_counts_steps_after_the_warmup_and_no_time_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    meter = Meter(torch.device("cpu"), warmup=2)
-
-    def steps(count: int, seconds: float, wait_s: float) -> None:
-        for _ in range(count):
-            now[0] += seconds
-            meter.count(wait_s)
-
-    meter.start()
-    steps(2, 100.0, 100.0)  # warm-up
-    steps(3, 2.0, 0.5)
-    meter.stop()
-    now[0] += 50  # a checkpoint
-    meter.start()
-    steps(1, 4.0, 0.5)
-    meter.stop()
-    rate = meter.report()
-    assert (rate.steps, rate.seconds, rate.wait_s) == (4, 10.0, 2.0)
-    assert rate.images_per_s(20) == 8.0
-    assert rate.wait_share == 0.2
-    assert meter.report().images_per_s(20) is None
-    assert meter.total.images_per_s(20) == 8.0
-
-
-def test_meter_knows_nothing_during_the_warmup() -> None:
-    meter = Meter(torch.device("cpu"), warmup=3)
-    meter.count(0.1)
-    meter.stop()
-    assert meter.report().images_per_s(8) is None
-
-
 def test_metrics_of_a_resumed_run_lose_what_it_repeats(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     first = Metrics(path, 0, active=True)
-    first.write(step=1)
-    kept = first.sync()
-    first.write(step=2)
+    first.write(kind="train", step=1)
+    kept = first.size()
+    first.write(kind="train", step=2)
     first.close()
     with path.open("a") as file:
         file.write('{"step": 3, "lo')  # killed while writing
     second = Metrics(path, kept, active=True)
-    second.write(step=2, again=True)
+    second.write(kind="train", step=2, again=True)
     second.close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 1},
-        {"step": 2, "again": True},
+        {"kind": "train", "step": 1},
+        {"kind": "train", "step": 2, "again": True},
     ]
 
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable
 
 from shard.errors import FeedlineError
-from train.config import Config, nearest
+from train.config import Config
+from train.naming import nearest
 from train.recipes import ffcv
 from train.recipes.cifar10_cpu import cifar10_cpu
 from train.recipes.cifar10_gpu import cifar10_gpu

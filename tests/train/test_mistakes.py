@@ -1,0 +1,121 @@
+"""Everything a user can get wrong on the command line or in a file: one line that names it, and nothing is made."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from train.__main__ import main
+from train.config import Config, flat, to_dict
+
+
+def fails(words: list[str], capsys: pytest.CaptureFixture[str], status: int | None = None) -> str:
+    """Run, and return the one line it ends with."""
+    code = main(words)
+    out, err = capsys.readouterr()
+    assert code == status if status is not None else code in (1, 2)
+    assert out == ""
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
+    return err
+
+
+def misspelt(name: str) -> str:
+    """The name without its middle letter."""
+    middle = len(name) // 2
+    return name[:middle] + name[middle + 1 :]
+
+
+@pytest.mark.parametrize("name", sorted(flat(Config())))
+def test_every_misspelt_flag_names_the_nearest(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = misspelt(name)
+    if wrong in flat(Config()):
+        wrong = name + "x"
+    err = fails(["--recipe", "digits", "--data", "d", f"--{wrong.replace('_', '-')}", "1"], capsys, status=2)
+    assert (
+        f"--{wrong.replace('_', '-')}; did you mean '--{name.replace('_', '-')}'" in err
+        or "did you mean" in err
+    )
+
+
+def keys(values: dict[str, object], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of all keys of a configuration file."""
+    found: list[tuple[str, ...]] = []
+    for key, value in values.items():
+        found.append((*path, key))
+        if isinstance(value, dict):
+            found += keys(value, (*path, key))
+    return found
+
+
+@pytest.mark.parametrize("path", keys(to_dict(Config())), ids=".".join)
+def test_every_misspelt_key_of_a_file_names_file_group_and_nearest(
+    path: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *groups, key = path
+    wrong: object = {misspelt(key) + "_": 1}
+    for group in reversed(groups):
+        wrong = {group: wrong}
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(wrong))
+    err = fails(["--config", str(file), "--data", "d"], capsys)
+    assert f"{file}: there is no key {'.'.join([*groups, misspelt(key) + '_'])}; " in err
+    assert "did you mean" in err or "choose one of" in err
+
+
+PATHS = {
+    "--data {}/none": "none",
+    "--data {data} --pretrained {}/w.pth": "w.pth",
+    "--data {data} --resume {}/c.pt": "there is no checkpoint",
+    "--data {data} --run-dir {}/file/run": "cannot make the run folder",
+}
+
+
+@pytest.mark.parametrize("words", PATHS)
+def test_missing_paths(
+    words: str, dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    text = words.format(tmp_path, data=dataset_dir)
+    run_dir = [] if "--run-dir" in text else ["--run-dir", str(tmp_path / "run")]
+    err = fails([*flags, *text.split(), *run_dir], capsys)
+    assert PATHS[words] in err
+
+
+def test_a_missing_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cannot read the configuration" in fails(
+        ["--config", str(tmp_path / "c.yaml"), "--data", "d"], capsys
+    )
+
+
+COMBINATIONS = {
+    "--batch-size 10 --accumulate 3": "batch_size 10 does not divide",
+    "--batch-size 1000": "fewer than batch_size 1000",
+    "--precision fp16": "fp16.*needs a GPU",
+    "--warmup-epochs 9": "warmup is '9ep' and cooldown '0ep', together longer than the duration '3ep'",
+    "--train-split trian": "trian.*train",
+    "--eval-split test": "test.*val",
+    "--arch resnet5O": "did you mean 'resnet50'",
+    "--optimizer adamww": "did you mean 'adamw'",
+    "--augment rant-m9": "rant-m9",
+    "--trackers tensorbord": "did you mean 'tensorboard'",
+    "--patience 0": "patience is 0",
+    "--keep-last 0": "keep_last is 0",
+    "--checkpoint-every 0": "checkpoint_every is 0",
+    "--log-every 0": "log_every is 0",
+    "--profile-steps 0": "profile_steps is 0",
+    "--timeout-s 0": "timeout_s is 0",
+    "--std 0 1 1": "std is",
+}
+
+
+@pytest.mark.parametrize("words", COMBINATIONS)
+def test_impossible_values_and_combinations(
+    words: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = fails([*flags, *words.split(), "--run-dir", str(tmp_path / "run")], capsys)
+    assert re.search(COMBINATIONS[words], err), err
+    assert not list(tmp_path.rglob("*.pt"))

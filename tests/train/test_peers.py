@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from train import peers as module
+from train.peers import Joining, Peers, meet
+from train.stop import Stopped
+
+
+class Memory:
+    """A store of this process."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        return [self.values[key].encode() for key in keys]
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+    return now
+
+
+def three(store: Memory, **more: Any) -> list[Peers]:
+    made = [Peers(store, rank, 3, 20.0, **more) for rank in range(3)]
+    for peer in made:
+        peer.beat()
+    return made
+
+
+def test_a_silent_rank_is_named_with_its_step(clock: list[float]) -> None:
+    a, b, c = three(Memory())
+    a.look()
+    for second in range(1, 31):
+        clock[0] = float(second)
+        b.step = c.step = second
+        b.beat()
+        if second <= 5:
+            c.beat()
+        a.look()
+    (lost,) = a.missing(20.0)
+    assert lost.startswith("rank 2 (host ")
+    assert "silent for 25 s, since step 5" in lost
+    assert a.missing(26.0) == []
+
+
+def test_a_failure_is_told_at_once_and_an_end_is_none(clock: list[float]) -> None:
+    a, b, c = three(Memory())
+    b.step = 7
+    b.beat("failed: no such shard")
+    c.beat("done")
+    a.look()
+    clock[0] = 100.0
+    (lost,) = a.missing(20.0)
+    assert "rank 1" in lost
+    assert "at step 7: failed: no such shard" in lost
+
+
+def test_who_hangs_while_all_are_alive(clock: list[float]) -> None:
+    a, b, c = three(Memory())
+    a.step, b.step, c.step = 12, 11, 12
+    b.beat()
+    c.beat()
+    a.look()
+    assert a.behind() == "all ranks are alive; rank 1 hangs at step 11, others are at 12"
+    a.step = 11
+    c.step = 11
+    c.beat()
+    a.look()
+    assert a.behind() == "all ranks are alive, at step 11"
+
+
+def test_explain_finds_the_dead_by_waiting(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, _ = three(Memory())
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        b.beat()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    text = a.explain()
+    assert text.startswith("rank 2 (")
+    assert "rank 1" not in text
+
+
+def test_the_store_itself_may_be_gone(clock: list[float]) -> None:
+    class Gone(Memory):
+        def multi_get(self, keys: list[str]) -> list[bytes]:
+            raise RuntimeError("Broken pipe\ntrace")
+
+    assert "the store of the run does not answer (Broken pipe)" in Peers(Gone(), 0, 2, 20.0).explain()
+
+
+def test_a_process_that_waits_for_a_lost_rank_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "INTERVAL_S", 0.01)
+    store, left = Memory(), list[int]()
+    other = Peers(store, 1, 2, 0.1)
+    other.beat()
+    waiting = Peers(store, 0, 2, 0.1, leave=left.append)
+    with waiting:
+        deadline = time.monotonic() + 20
+        while not left and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert left == [1]
+    assert "[rank 0] error: lost rank 1 (" in capsys.readouterr().err
+
+
+def test_leaving_in_order_and_in_error_are_told_apart() -> None:
+    store = Memory()
+    for error, state in ((None, "done"), (Stopped(15), "done"), (ValueError("x\ny"), "failed: x")):
+        peer = Peers(store, 0, 1, 20.0)
+        peer.__enter__()
+        peer.__exit__(type(error) if error else None, error, None)
+        assert store.values["beat/0"].endswith(state)
+
+
+def test_ranks_meet_under_a_new_name_whatever_earlier_attempts_have_left() -> None:
+    store, names = Memory(), set[str]()
+    store.set("ask/1", "an attempt that died before it was answered")
+    for attempt in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            order = [(attempt + i) % 3 for i in range(3)]  # rank 0 first, last, in between
+            found = list(pool.map(lambda rank: meet(store, rank, 3), order))
+        assert len(set(found)) == 1
+        names.add(found[0])
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    ("here", "message"),
+    [((0, 2), "rank 1, 3 of 4 has not come"), ((0, 1, 2, 3), "all 4 are there, but do not connect")],
+)
+def test_ranks_that_do_not_meet_end_and_say_who_is_absent(
+    here: tuple[int, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, left = Memory(), list[int]()
+    for rank in here:
+        store.set(f"here/0/{rank}", "")
+    with Joining(store, 0, 4, 0.01, leave=left.append):
+        deadline = time.monotonic() + 20
+        while not left and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert left == [1]
+    assert message in capsys.readouterr().err
+    with Joining(store, 0, 4, 0.01, leave=left.append):
+        pass
+    time.sleep(0.05)
+    assert left == [1]

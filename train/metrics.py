@@ -1,0 +1,73 @@
+"""metrics.jsonl: what a run tells about itself, one JSON object a line, and to the trackers chosen."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from shard.errors import FeedlineError
+from train.trackers import Tracker, numbers
+
+# Fields that depend on the clock and the machine; all others come out alike in a repeated run.
+MEASURED = (
+    "images_per_s", "data_wait_share", "time_s", "mfu", "gpu", "images_per_joule", "peak_memory_gib",
+)  # fmt: skip
+
+
+class Metrics:
+    """Writes metrics.jsonl, one object a line, visible at once. Writes nothing but on rank 0.
+
+    Args:
+        path: the file.
+        keep_bytes: length of what stays of it: a resumed run repeats the rest.
+        active: whether to write.
+        trackers: who is told as well.
+    """
+
+    def __init__(
+        self, path: Path, keep_bytes: int, *, active: bool, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self._trackers = trackers
+        self._file: TextIO | None = None
+        if active:
+            with path.open("ab") as file:
+                file.truncate(min(keep_bytes, path.stat().st_size))
+            self._file = path.open("a", encoding="utf-8")
+
+    def write(self, **values: Any) -> None:
+        """Append a line; `kind` and `step` are among the values."""
+        if self._file is not None:
+            try:
+                self._file.write(json.dumps(values) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise FeedlineError(f"cannot write {self._file.name}: {error.strerror}") from error
+            for tracker in self._trackers:
+                rest = {k: v for k, v in values.items() if k != "step"}
+                tracker.log(numbers(rest, f"{values['kind']}/"), values["step"])
+
+    def size(self) -> int:
+        """Length of the file in bytes."""
+        return 0 if self._file is None else os.fstat(self._file.fileno()).st_size
+
+    def sync(self) -> None:
+        """Force the file to disk; from any thread.
+
+        Raises:
+            FeedlineError: the disk does not take it.
+        """
+        if self._file is not None:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise FeedlineError(f"cannot write {self._file.name}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Close the file and the trackers."""
+        if self._file is not None:
+            self._file.close()
+        for tracker in self._trackers:
+            tracker.close()

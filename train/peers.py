@@ -1,0 +1,254 @@
+"""Which ranks are alive: heartbeats through the store that the ranks met in, and a word on who is missing.
+
+A rank that dies on a machine of its own leaves the others waiting in a collective, and what they report after the
+time-out names themselves. So every rank writes a heartbeat with its progress into the store, from a thread that lives
+as long as the process does, and looks at the others'.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+INTERVAL_S = 0.5
+_POLL_S = 0.02
+_LOOK_EVERY = 4  # beats between two looks at the others
+EXIT_LOST = 1
+
+
+class Store(Protocol):
+    """The part of `torch.distributed.Store` that is needed."""
+
+    def set(self, key: str, value: str) -> None:
+        """Set a value."""
+        ...
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        """Values of keys; waits for those that are not there yet."""
+        ...
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all these keys are there."""
+        ...
+
+
+def meet(store: Store, rank: int, size: int) -> str:
+    """Agree with the other ranks on a name that no earlier attempt has used; returns when all have it.
+
+    torchrun keeps one store over its restarts (torch 2.14), with all that dead ranks have left in it: gloo would take
+    their addresses for those of the living, and be refused or wait for good. So each rank asks under a name of its
+    own, new in every process, and rank 0 answers whoever asks until all have confirmed.
+
+    Args:
+        store: as of `Peers`.
+        rank: this process's number.
+        size: number of processes.
+    """
+    mine = uuid.uuid4().hex
+    if rank != 0:
+        store.set(f"ask/{rank}", mine)
+        _wait_for(store, [f"answer/{mine}"])
+        name = store.multi_get([f"answer/{mine}"])[0].decode()
+        store.set(f"met/{name}/{rank}", "")
+        return name
+    others = range(1, size)
+    while not store.check([f"met/{mine}/{r}" for r in others]):
+        for r in others:
+            if store.check([f"ask/{r}"]):  # it may be an earlier attempt's: then nobody reads the answer
+                store.set(f"answer/{store.multi_get([f'ask/{r}'])[0].decode()}", mine)
+        time.sleep(_POLL_S)
+    return mine
+
+
+def _wait_for(store: Store, keys: list[str]) -> None:
+    while not store.check(keys):
+        time.sleep(_POLL_S)
+
+
+class Joining:
+    """Ends the process if the ranks have not met in time; entered by each before it meets the others.
+
+    Args:
+        store: as of `Peers`.
+        rank: this process's number.
+        size: number of processes.
+        limit_s: time from here to the end of the `with` block.
+        leave: ends the process.
+    """
+
+    def __init__(
+        self, store: Store, rank: int, size: int, limit_s: float, leave: Callable[[int], object] = os._exit
+    ) -> None:
+        self._store, self._rank, self._size, self._limit_s, self._leave = store, rank, size, limit_s, leave
+        self._here = f"here/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._timer = threading.Timer(limit_s, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> None:
+        """Say that this rank is here, and start the clock."""
+        self._store.set(f"{self._here}/{self._rank}", "")
+        self._timer.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the clock."""
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        absent = [r for r in range(self._size) if not self._store.check([f"{self._here}/{r}"])]
+        reason = (
+            f"rank {', '.join(map(str, absent))} of {self._size} has not come"
+            if absent
+            else f"all {self._size} are there, but do not connect"
+        )
+        message = f"the ranks have not met within {self._limit_s:g} s (--join-timeout-s): {reason}"
+        print(f"[rank {self._rank}] error: {message}", file=sys.stderr, flush=True)
+        self._leave(EXIT_LOST)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was last seen of a rank, and when by this process's clock."""
+
+    text: str
+    at: float
+
+
+class Peers:
+    """Heartbeats of this rank, and what is known of the others. A context manager, entered by all ranks together.
+
+    Args:
+        store: where the heartbeats go; a connection of its own, since a thread uses it.
+        rank: this process's number.
+        size: number of processes.
+        lost_after_s: silence after which a rank counts as lost, and this process ends itself: it may be waiting in a
+            collective that nobody will ever join.
+        leave: ends the process.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        lost_after_s: float,
+        leave: Callable[[int], object] = os._exit,
+    ) -> None:
+        self.step = 0
+        self._store, self._rank, self._size, self._lost_after_s, self._leave = (
+            store, rank, size, lost_after_s, leave,
+        )  # fmt: skip
+        self._beats = 0
+        self._seen: dict[int, _Seen] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feedline-heartbeat", daemon=True)
+
+    def beat(self, state: str = "at") -> None:
+        """Write this rank's heartbeat."""
+        self._beats += 1
+        where = f"{socket.gethostname()} {os.getpid()}"
+        self._store.set(f"beat/{self._rank}", f"{self._beats} {self.step} {where} {state}")
+
+    def look(self) -> None:
+        """Read everyone's heartbeat."""
+        others = [r for r in range(self._size) if r != self._rank]
+        now = time.monotonic()
+        for rank, value in zip(others, self._store.multi_get([f"beat/{r}" for r in others]), strict=True):
+            text = value.decode()
+            if rank not in self._seen or self._seen[rank].text != text:
+                self._seen[rank] = _Seen(text, now)
+
+    def missing(self, silent_s: float) -> list[str]:
+        """Describe the ranks that failed, or have been silent for `silent_s`; one that is done is not missing."""
+        now, found = time.monotonic(), []
+        for rank, seen in sorted(self._seen.items()):
+            _, step, host, process, state = seen.text.split(" ", 4)
+            who = f"rank {rank} (host {host}, process {process})"
+            if state.startswith("failed"):
+                found.append(f"{who} at step {step}: {state}")
+            elif state == "at" and now - seen.at >= silent_s:
+                found.append(f"{who} has been silent for {now - seen.at:.0f} s, since step {step}")
+        return found
+
+    def behind(self) -> str:
+        """Describe who has come least far, for when all are alive and yet wait for each other."""
+        steps = {self._rank: self.step} | {r: int(s.text.split(" ")[1]) for r, s in self._seen.items()}
+        least = min(steps.values())
+        slow = [str(r) for r, step in sorted(steps.items()) if step == least]
+        if least == max(steps.values()):
+            return f"all ranks are alive, at step {least}"
+        return f"all ranks are alive; rank {', '.join(slow)} hangs at step {least}, others are at {max(steps.values())}"
+
+    def explain(self) -> str:
+        """Find out who is missing, after a collective has failed; takes about two seconds."""
+        try:
+            deadline = time.monotonic() + 3 * INTERVAL_S
+            self.look()
+            while time.monotonic() < deadline:
+                time.sleep(INTERVAL_S / 2)
+                self.look()
+            # Those who live have beaten about three times in this time.
+            found = self.missing(2 * INTERVAL_S)
+        except (RuntimeError, OSError) as error:  # the store went with rank 0's machine, or with torchrun
+            return f"the store of the run does not answer ({_first_line(error)}): its torchrun or machine is gone"
+        return "; ".join(found) if found else self.behind()
+
+    def __enter__(self) -> Peers:
+        """Beat once and start the thread."""
+        self.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell the others why this rank leaves."""
+        self._ended.set()
+        self._thread.join()
+        orderly = error is None or getattr(error, "orderly", False)
+        state = "done" if orderly or error is None else f"failed: {_first_line(error)}"
+        try:
+            self.beat(state)
+        except (RuntimeError, OSError):  # nobody is left to tell
+            return
+
+    def _run(self) -> None:
+        beats = 0
+        while not self._ended.wait(INTERVAL_S):
+            beats += 1
+            try:
+                self.beat()
+                if beats % _LOOK_EVERY:
+                    continue
+                self.look()
+            except (RuntimeError, OSError) as error:
+                if not self._ended.is_set():
+                    self._end(
+                        f"the store of the run does not answer ({_first_line(error)}): torchrun has gone"
+                    )
+                return
+            if found := self.missing(self._lost_after_s):
+                self._end("lost " + "; ".join(found))
+                return
+
+    def _end(self, message: str) -> None:
+        """End the process, whose main thread may never return from a collective."""
+        time.sleep(2 * INTERVAL_S)  # where the main thread has noticed as well, it says more
+        if self._ended.is_set():
+            return
+        print(f"[rank {self._rank}] error: {message}", file=sys.stderr, flush=True)
+        self._leave(EXIT_LOST)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
