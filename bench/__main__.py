@@ -315,7 +315,8 @@ def _config(options: argparse.Namespace) -> Config:
     images = dataclasses.replace(config.input, **{k: v for k, v in chosen.items() if v is not None})
     arch = options.model or (config.model.arch if options.recipe else "resnet18")
     model = dataclasses.replace(config.model, arch=arch)
-    return dataclasses.replace(config, data=options.data, input=images, model=model)
+    data = str(options.data) if options.data is not None else None
+    return dataclasses.replace(config, data=data, input=images, model=model)
 
 
 def _device(name: str) -> torch.device:

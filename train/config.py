@@ -36,7 +36,7 @@ FREE = frozenset(("recipe", "data", "run_dir", "device", "log_every", "checkpoin
 FREE |= {"trackers", "profile", "profile_steps"}
 FREE |= {"keep_last", "join_timeout_s", "timeout_s", "lost_after_s"}
 FREE |= {"accumulate", "compile", "compile_mode", "grad_checkpointing"}
-FREE |= {"loader_backend", "loader_threads", "max_bad"}
+FREE |= {"loader_backend", "loader_threads", "max_bad", "cache", "cache_gb"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,8 @@ class Config:
 
     recipe: str = "none"
     """Recipe that gives the defaults; see --list-recipes."""
-    data: Path | None = None
-    """Dataset folder made by `python -m shard build`."""
+    data: str | None = None
+    """Dataset made by `python -m shard build` or `index`: a folder, or a URL such as s3://bucket/dataset."""
     run_dir: Path | None = None
     """Where config, metrics and checkpoints go; default: runs/RECIPE."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

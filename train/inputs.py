@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from loader import (
     Transform,
     parse_policy,
 )
+from loader.cache import ShardCache, default_cache
 from loader.policies import Policy
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
@@ -64,6 +66,14 @@ class InputConfig:
     """Split to evaluate on after every epoch."""
     shuffle: Literal["global", "window"] = "global"
     """global: a permutation of all samples; window: a few shards at a time, for slow disks and object stores."""
+    window: int = 4
+    """Shards that each lane of the order "window" mixes."""
+    lanes: int = 8
+    """Lanes of the order "window"."""
+    cache: Path | None = None
+    """Folder on a local disk for the shards of a dataset at a URL; None: in ~/.cache."""
+    cache_gb: float | None = None
+    """Most that the cache may take, 10**9 bytes; None: 80 % of what is free there."""
     max_bad: int = 100
     """Undecodable samples that a rank may mask before the run ends with an error."""
     loader_backend: Literal["auto", "dali", "torch"] = "auto"
@@ -75,7 +85,10 @@ class InputConfig:
         """Reject an empty batch, and an augmentation that there is not."""
         if self.batch_size < 1:
             raise FeedlineError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.cache_gb is not None and not self.cache_gb > 0:
+            raise FeedlineError(f"cache_gb is {self.cache_gb}; it must be positive")
         self.train_transform()
+        self.order()
 
     def train_transform(self) -> Transform:
         """Augmentation of training images."""
@@ -94,6 +107,19 @@ class InputConfig:
         if not policies and erasing is None:
             return crop
         return Compose(crop, tuple(policies), erasing)
+
+    def order(self) -> Order:
+        """Order of the training samples."""
+        return Order(shuffle=self.shuffle, window=self.window, lanes=self.lanes, repeats=self.repeats)
+
+    def shard_cache(self, dataset: Dataset) -> ShardCache | None:
+        """Cache for a dataset at a URL, None for one on a disk."""
+        if "://" not in str(dataset.root) and self.cache is None:
+            return None
+        cache = default_cache(self.cache)
+        if self.cache_gb is not None:
+            cache.limit_bytes = int(self.cache_gb * 1e9)
+        return cache
 
     def eval_transform(self) -> Transform:
         """Crop of evaluation images."""
@@ -178,7 +204,7 @@ def train_loader(
         config.train_split,
         config.train_transform(),
         batch_size=micro_batch(config.batch_size, world.size, accumulate),
-        shuffle=Order(shuffle=config.shuffle, repeats=config.repeats),
+        shuffle=config.order(),
         drop_last=True,
         size_at=size_at,
         seed=seed,
@@ -189,6 +215,7 @@ def train_loader(
         threads=config.loader_threads,
         local_world_size=world.local_size,
         max_bad=config.max_bad,
+        cache=config.shard_cache(dataset),
     )
 
 
@@ -214,4 +241,5 @@ def eval_loader(config: InputConfig, dataset: Dataset, batch_size: int, world: W
         threads=config.loader_threads,
         local_world_size=world.local_size,
         max_bad=config.max_bad,
+        cache=config.shard_cache(dataset),
     )

@@ -31,7 +31,7 @@ from train.resolution import size_at
 from train.run_folder import RunFolder
 
 
-def replay(run: Path, data: Path | None = None) -> tuple[Batch, list[int]]:
+def replay(run: Path, data: str | None = None) -> tuple[Batch, list[int]]:
     """Return the global batch at which the run broke, and the sample ids that it blames.
 
     Args:
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m train.replay", description=(__doc__ or "").partition("\n\n")[0]
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder with a nonfinite.json")
-    parser.add_argument("--data", type=Path, help="dataset, if it has moved")
+    parser.add_argument("--data", help="dataset, if it has moved")
     parser.add_argument("--out", type=Path, help="where images go (default: RUN/nonfinite)")
     options = parser.parse_args(argv)
     try:
