@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ def test_the_batch_that_broke_a_run_is_written_as_it_was(
     seen: list[torch.Tensor] = []
     forward_backward = TrainStep.forward_backward
 
-    def spy(self: TrainStep, images: torch.Tensor, *rest: torch.Tensor, last: bool = True) -> torch.Tensor:
+    def spy(self: TrainStep, images: torch.Tensor, *rest: torch.Tensor, **options: Any) -> torch.Tensor:
         seen.append(images.clone())
-        return forward_backward(self, images, *rest, last=last)
+        return forward_backward(self, images, *rest, **options)
 
     monkeypatch.setattr(TrainStep, "forward_backward", spy)
     assert main([*flags, "--lr", "1e30", "--accumulate", "2", "--run-dir", str(tmp_path)]) == 1

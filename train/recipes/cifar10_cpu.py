@@ -10,6 +10,8 @@ Expected accuracy: 85.5 % top-1 (seed 0; one run with 2 processes, one with 1).
 from __future__ import annotations
 
 from train.config import Config
+from train.ema import EmaConfig
+from train.evaluate import EvalConfig
 from train.inputs import InputConfig
 from train.losses import LossConfig
 from train.model import ModelConfig
@@ -27,7 +29,9 @@ def cifar10_cpu() -> Config:
         ),
         model=ModelConfig(arch="cifar_resnet9", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
         optim=OptimConfig(optimizer="sgd", lr=0.3, momentum=0.9, weight_decay=5e-4),
-        schedule=ScheduleConfig(duration="9ep", warmup="2ep", decay="linear"),
+        schedule=ScheduleConfig(duration="20ep", warmup="4ep", decay="linear"),
+        ema=EmaConfig(ema_decay=0.99),
+        evaluation=EvalConfig(flip_tta=True),
         loss=LossConfig(label_smoothing=0.1),
         step=StepConfig(precision="bf16"),
         log_every=20,
