@@ -55,14 +55,14 @@ class Contest:
 
 
 def compare(contest: Contest, device: torch.device, say: Callable[[str], None]) -> dict[str, Any]:
-    """Check and measure; what is not installed or fails in its check is left out and listed.
+    """Check and measure; what is not installed or fails is left out and listed.
 
     Returns:
         The record, JSON-able: see docs/benchmarks.md.
 
     Raises:
-        FeedlineError: an unknown peer or policy, no such dataset, a dataset smaller than a batch; ours does not work,
-            or a peer fails while it is measured.
+        FeedlineError: an unknown peer or policy, no such dataset, a dataset smaller than a batch, or ours does not
+            work.
     """
     for name in contest.only:
         entry(name)
@@ -80,11 +80,11 @@ def compare(contest: Contest, device: torch.device, say: Callable[[str], None]) 
             batch_size=contest.batch_size, device=device, threads=contest.threads, scratch=scratch, augment=augment,
         )  # fmt: skip
         say("making probe images")
-        field = _Field(job, make_probes(scratch, contest.size), stack, say)
-        for name in dict.fromkeys((OURS, *contest.only)):
-            field.admit(name)
-        series = measure(field.stages, contest.repeats, contest.seconds, say)
-    ours = series[0]
+        field = _Field(contest, job, make_probes(scratch, contest.size), stack, say)
+        for name in contest.only:
+            if name != OURS:
+                field.duel(name)
+        rows = field.rows()
     return {
         "benchmark": "peers",
         "environment": environment(device),
@@ -93,49 +93,61 @@ def compare(contest: Contest, device: torch.device, say: Callable[[str], None]) 
             "batch_size": contest.batch_size, "threads": contest.threads, "device": str(device), "augment": augment,
             "repeats": contest.repeats, "seconds": contest.seconds, "page_cache": "hot",
         },
-        "peers": [
-            {**about, **_figures(one, ours)} for about, one in zip(field.admitted, series, strict=True)
-        ],
+        "peers": rows,
         "left_out": field.left_out,
     }  # fmt: skip
 
 
 class _Field:
-    """The peers that take part, ours first."""
+    """Ours against one peer after the other, interleaved: a dozen loaders at a time do not fit in memory."""
 
-    def __init__(self, job: Job, probes: Path, stack: ExitStack, say: Callable[[str], None]) -> None:
-        self._job, self._probes, self._stack, self._say = job, probes, stack, say
-        self.stages: list[Isolated] = []
-        self.admitted: list[dict[str, Any]] = []
+    def __init__(
+        self, contest: Contest, job: Job, probes: Path, stack: ExitStack, say: Callable[[str], None]
+    ) -> None:
+        self._contest, self._job, self._probes, self._say = contest, job, probes, say
+        self._texture: dict[str, float] | None = None
+        self._operations: float | None = None
         self.left_out: list[dict[str, str]] = []
+        self._rows: list[dict[str, Any]] = []
+        say(f"checking: {entry(OURS).title}")
+        self._ours = Isolated(OURS, job)
+        stack.callback(self._ours.close)
+        self._about = self._check(OURS, self._ours)
+        self._series = Series(self._ours.name, self._ours.title)
 
-    def admit(self, name: str) -> None:
-        """Check a peer and let it take part, or say why not."""
+    def duel(self, name: str) -> None:
+        """Check a peer and measure it beside ours, or say why not."""
         found = entry(name)
         why = self._why_not(name)
         if why is None:
             self._say(f"checking: {found.title}")
-            with ExitStack() as attempt:
-                stage = Isolated(name, self._job)
-                attempt.callback(stage.close)
-                try:
-                    about = self._check(name, stage)
-                except FeedlineError as error:
-                    if name == OURS:
-                        raise
-                    why = str(error)
-                else:
-                    self.stages.append(stage)
-                    self.admitted.append(about)
-                    self._stack.push(attempt.pop_all())
+            stage = Isolated(name, self._job)
+            try:
+                about = self._check(name, stage)
+                ours, theirs = self._measure([self._ours, stage])
+            except FeedlineError as error:
+                why = str(error)
+            else:
+                self._rows.append({**about, **_figures(theirs, ours)})
+                self._series.images_per_s += ours.images_per_s
+                self._series.cpu_s += ours.cpu_s
+            finally:
+                stage.close()
         if why is not None:
             self._say(f"left out: {found.title}: {why}")
             self.left_out.append({"name": name, "title": found.title, "why": why})
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What was measured, ours first, with its measurements beside all the others."""
+        if not self._series.images_per_s:
+            (self._series,) = self._measure([self._ours])
+        return [{**self._about, **_figures(self._series, self._series)}, *self._rows]
+
+    def _measure(self, stages: list[Isolated]) -> list[Series]:
+        return measure(stages, self._contest.repeats, self._contest.seconds, self._say)
+
     def _why_not(self, name: str) -> str | None:
         found, augment = entry(name), self._job.augment
-        if name == OURS:
-            return None
         if found.missing:
             return f"not installed ({found.missing[0]})"
         if augment is not None and augment.split("-")[0] not in found.policies:
@@ -147,16 +159,15 @@ class _Field:
         stage.make()
         texture = stage.texture(_TEXTURE_IMAGES)
         notes = differences(probed)
-        ours = self.admitted[0]["texture"] if self.admitted else texture
+        ours = self._texture = self._texture or texture
         operations = operations_per_image(self._job.augment, entry(name).operations)
         if abs(texture["mean"] - ours["mean"]) > _LEVELS:
             notes.append(f"mean grey level {texture['mean']:.0f}, ours {ours['mean']:.0f}")
         if not _DETAIL[0] <= texture["detail"] / ours["detail"] <= _DETAIL[1]:
             notes.append(f"detail {texture['detail'] / ours['detail']:.2f} × ours")
-        if operations is not None and self.admitted:
-            own = self.admitted[0]["operations_per_image"]
-            if abs(operations - own) > 0.02:
-                notes.append(f"{operations:.2f} operations per image, ours {own:.2f}")
+        own = self._operations = operations if name == OURS else self._operations
+        if operations is not None and own is not None and abs(operations - own) > 0.02:
+            notes.append(f"{operations:.2f} operations per image, ours {own:.2f}")
         return {
             "name": name,
             "title": entry(name).title,
