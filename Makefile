@@ -39,5 +39,7 @@ clean:
 # A stamp per set of extras, so that a changed pyproject.toml installs anew.
 $(VENV)/.installed-%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	@# An old pip takes more than ten minutes to find versions that go together, a new one seconds.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
 	touch $@
