@@ -3,8 +3,8 @@
 Source: after K. Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024 (triangular schedule, Nesterov SGD, label
 smoothing), made smaller for a CPU.
 Command: torchrun --nproc-per-node 2 -m train --data cifar10 --recipe cifar10_cpu
-Expected time: 5.5 minutes on 2 CPU cores with AVX-512 bf16, 10 where other programs use them too.
-Expected accuracy: 85.5 % top-1 (seed 0; one run with 2 processes, one with 1).
+Expected time: not measured on an idle machine; 37 minutes on 2 CPU cores (AMX bf16) that other programs used all the while.
+Expected accuracy: 89.0 % top-1, averaged weights 88.9 % (one run, seed 0, 2 processes).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def cifar10_cpu() -> Config:
         model=ModelConfig(arch="cifar_resnet9", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
         optim=OptimConfig(optimizer="sgd", lr=0.3, momentum=0.9, weight_decay=5e-4),
         schedule=ScheduleConfig(duration="20ep", warmup="4ep", decay="linear"),
-        ema=EmaConfig(ema_decay=0.99),
+        ema=EmaConfig(ema_decay=0.999, ema_warmup=True),
         evaluation=EvalConfig(flip_tta=True),
         loss=LossConfig(label_smoothing=0.1),
         step=StepConfig(precision="bf16"),
