@@ -63,7 +63,9 @@ class Peer:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.split = job.open()
-        self.lead_in = 2 * job.threads + 1  # what a DataLoader's workers prefetch
+        # One rule for all, ours too, above what any of them has in stock after a rest: measured with 2 threads 1 to 5
+        # batches with a DataLoader, 9 with SPDL, 17 with grain. A peer that starts with a full stock looks too fast.
+        self.lead_in = 8 * job.threads + 4
         self.images: Any = None
         self.labels: Any = None
         self._batches: Iterator[tuple[Any, Any]] | None = None

@@ -36,7 +36,6 @@ class DaliPlain(Peer):
             seed=0,
         )
         self._pipe.build()
-        self.lead_in = 4
 
     def epoch(self) -> Iterator[tuple[Any, Any]]:
         """See `Peer.epoch`; images are a tensor list of DALI's. Labels lie in the shards as text."""

@@ -28,7 +28,6 @@ class FFCV(Peer):
         rows = _Rows(list(self.samples()), self.split.height, self.split.width)
         writer = DatasetWriter(path, {"image": _Jpeg(), "label": IntField()}, num_workers=1)
         writer.from_indexed_dataset(rows)
-        self.lead_in = 6
         self._loader: Any = Loader(
             path,
             batch_size=job.batch_size,

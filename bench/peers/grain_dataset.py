@@ -18,6 +18,7 @@ from bench.peers.base import Job, Peer
 from loader import RandomResizedCrop
 
 _LABEL_BYTES = 8
+_AHEAD = 2  # batches, before and after the pipe of each worker
 
 
 class Grain(Peer):
@@ -33,6 +34,8 @@ class Grain(Peer):
         for image, label in self.samples():
             writer.write(label.to_bytes(_LABEL_BYTES, "little") + image)
         writer.close()
+        # By default each worker reads 500 elements ahead with 16 threads, and here an element is a batch: gigabytes.
+        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
         dataset = (
             grain.MapDataset.source(grain.sources.ArrayRecordDataSource(path))
             .seed(0)
@@ -40,8 +43,8 @@ class Grain(Peer):
             .repeat()
             .random_map(partial(_decode, crop=job.crop))
             .batch(job.batch_size, drop_remainder=True)
-            .to_iter_dataset()
-            .mp_prefetch(grain.MultiprocessingOptions(num_workers=job.threads, per_worker_buffer_size=2))
+            .to_iter_dataset(reading)
+            .mp_prefetch(grain.MultiprocessingOptions(num_workers=job.threads, per_worker_buffer_size=_AHEAD))
         )
         self._items: Any = iter(dataset)
 

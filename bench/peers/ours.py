@@ -22,7 +22,6 @@ class Ours(Peer):
             job.data, job.split, transform, batch_size=job.batch_size, shuffle=True, drop_last=True,
             device=job.device, threads=job.threads,
         )  # fmt: skip
-        self.lead_in = 6
         self.note = f"{self._loader.backend} backend; {self.note}"
 
     def epoch(self) -> Iterator[tuple[Any, Any]]:

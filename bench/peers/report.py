@@ -88,12 +88,15 @@ def picture(record: dict[str, Any], path: Path) -> None:
     for y, (peer, rate) in enumerate(zip(peers, rates, strict=True)):
         low, high = min(peer["images_per_s"]), max(peer["images_per_s"])
         axes.plot([low, high], [y, y], color="#222222", linewidth=1.4, marker="|", markersize=7)
-        behind = "" if peer["name"] == OURS else f"   ours × {peer['ours_over_peer']:.2f}"
+        behind = "" if peer["name"] == OURS else f"   (ours ÷ it: {peer['ours_over_peer']:.2f})"
         axes.annotate(
             f"{rate:,.0f}{behind}", (high, y), (6, 0), textcoords="offset points", va="center", fontsize=10,
             color="#111111",
         )  # fmt: skip
-    labels = [f"{p['title']}{' *' if p['differences'] else ''}\n{_main_version(p)}" for p in peers]
+    labels = [
+        f"{p['title']}{' *' if p['differences'] else ''}\n{_main_version(p, record['environment'])}"
+        for p in peers
+    ]
     axes.set_yticks(range(len(peers)), labels, fontsize=8.5)
     axes.set_xlim(0, 1.22 * highest)
     axes.set_xlabel("images per second: median, with least and greatest of the repeats")
@@ -103,7 +106,9 @@ def picture(record: dict[str, Any], path: Path) -> None:
     figure.suptitle(machine, fontsize=12)
     work = f"random resized crop {settings['size']} px, flip"
     work += f", {settings['augment']}" if settings["augment"] else ""
-    different = "   ·   * does not the same work" if any(p["differences"] for p in peers) else ""
+    different = (
+        "   ·   * not quite the same work, see the table" if any(p["differences"] for p in peers) else ""
+    )
     axes.set_title(
         f"{work}   ·   batches of {settings['batch_size']}   ·   {settings['threads']} threads or workers{different}",
         fontsize=9, color="#444444", loc="left",
@@ -112,7 +117,9 @@ def picture(record: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _main_version(peer: dict[str, Any]) -> str:
+def _main_version(peer: dict[str, Any], environment: dict[str, Any]) -> str:
+    if peer["name"] == OURS:
+        return f"commit {environment['commit']}" if environment["commit"] else ""
     name, version = next(iter(peer["versions"].items()))
     return f"{name} {version}"
 

@@ -35,7 +35,6 @@ class SPDL(Peer):
         )
         self._pipeline.start()
         self._items = iter(self._pipeline)
-        self.lead_in = 6
 
     def _order(self) -> Iterator[tuple[str, int]]:
         while True:

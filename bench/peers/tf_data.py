@@ -38,7 +38,6 @@ class TFData(Peer):
             .with_options(options)
         )
         self._items: Any = dataset.as_numpy_iterator()
-        self.lead_in = 6
 
     def _decode(self, record: Any) -> tuple[Any, Any]:
         features = {

@@ -262,7 +262,7 @@ def record(**rates: float) -> dict[str, Any]:
     return {
         "peers": peers, "left_out": [{"name": "x", "title": "X", "why": "not installed (x)"}],
         "settings": {"augment": None, "size": 224, "batch_size": 64, "threads": 2},
-        "environment": {"gpu": None, "cpu": "some CPU", "cores": 2},
+        "environment": {"gpu": None, "cpu": "some CPU", "cores": 2, "commit": "abc123"},
     }  # fmt: skip
 
 
