@@ -26,7 +26,6 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from shard.foreign import index_shards
 from shard.plan import Settings
-from tests.shard.test_remote import local, s3  # noqa: F401  (fixtures)
 
 CROP = RandomResizedCrop(size=24)
 WINDOW = Order(shuffle="window", window=1, lanes=2)
@@ -77,7 +76,7 @@ def test_a_store_gives_what_a_disk_gives(
     assert all(number == 1 for name, number in server.requests.items() if name.endswith(".tar"))
 
 
-def test_s3(many: Dataset, s3: str, tmp_path: Path) -> None:  # noqa: F811
+def test_s3(many: Dataset, s3: str, tmp_path: Path) -> None:
     url = f"{s3}/{uuid.uuid4().hex}"
     fsspec.filesystem("s3").put(str(many.root), url, recursive=True)
     with (

@@ -1,19 +1,16 @@
 """Datasets in an object store (a real S3 server on loopback), and builds on a Dask cluster."""
 
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 from distributed import LocalCluster
-from moto.server import ThreadedMotoServer
 
 import shard.storage
 from shard.__main__ import main
@@ -27,27 +24,6 @@ from shard.verify import verify
 from tests.shard.test_build import digests
 
 SMALL = Settings(shard_bytes=40_000)
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """URL of a bucket; the environment tells every process how to reach it."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3").mkdir("bucket")
-        yield "s3://bucket"
-    server.stop()
 
 
 @pytest.fixture
