@@ -158,7 +158,7 @@ def read_split(folder: Path, shards: list[dict[str, Any]]) -> Split:
     path = folder / INDEX
     try:
         with path.open("rb") as file:
-            table = pq.read_table(file, columns=[*_COLUMNS, "key"])
+            table = _table(file.read(), [*_COLUMNS, "key"])
         columns = {c: _column(table, c, t) for c, t in _COLUMNS.items()}
     except (OSError, KeyError, pa.ArrowException) as error:
         raise FeedlineError(f"cannot read {path}: {error}; run `python -m shard verify`") from error
@@ -177,7 +177,7 @@ def read_sources(folder: Path) -> pa.ChunkedArray:
     path = folder / INDEX
     try:
         with path.open("rb") as file:
-            return pq.read_table(file, columns=["source"]).column("source")
+            return _table(file.read(), ["source"]).column("source")
     except (OSError, KeyError, pa.ArrowException) as error:
         raise FeedlineError(f"cannot read {path}: {error}; run `python -m shard verify`") from error
 
@@ -203,6 +203,12 @@ _COLUMNS: dict[str, npt.DTypeLike] = {
     "height": np.int32,
     "crc32": np.uint32,
 }
+
+
+def _table(content: bytes, columns: list[str]) -> Any:
+    # Out of memory: Arrow's threads hold on to a file of Python's, and may end the process (std::terminate) when they
+    # let go of it while the interpreter leaves.
+    return pq.read_table(pa.BufferReader(content), columns=columns)
 
 
 def _column(table: Any, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
