@@ -206,9 +206,8 @@ _COLUMNS: dict[str, npt.DTypeLike] = {
 
 
 def _table(content: bytes, columns: list[str]) -> Any:
-    # Out of memory: Arrow's threads hold on to a file of Python's, and may end the process (std::terminate) when they
-    # let go of it while the interpreter leaves.
-    return pq.read_table(pa.BufferReader(content), columns=columns)
+    # From memory and in this thread: Arrow's own may end the process (std::terminate) while the interpreter leaves.
+    return pq.read_table(pa.BufferReader(content), columns=columns, use_threads=False, pre_buffer=False)
 
 
 def _column(table: Any, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
