@@ -70,7 +70,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="folder; goes on from it if it exists")
     options = parser.parse_args()
 
-    accelerator = Accelerator()
+    # Without `cpu`, Accelerate takes each of torchrun's processes on a machine without GPU for a run of its own.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator.print(f"processes: {accelerator.num_processes}")
     torch.manual_seed(0)
     crop = RandomResizedCrop(size=32, scale=(0.35, 1.0))
     train_loader = make_loader(accelerator, options.data, "train", crop, options.batch_size)
