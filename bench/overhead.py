@@ -22,7 +22,6 @@ from bench.measure import Series, Stage, measure, ratio
 from bench.stages import Real, Synthetic
 from loader import Batch
 from shard.dataset import Dataset
-from shard.errors import FeedlineError
 from train.build import make_step
 from train.config import Config, to_dict
 from train.distributed import World
@@ -176,12 +175,6 @@ def table(record: dict[str, Any]) -> str:
             "enough for data to be no limit"
         )
     return "\n".join(lines)
-
-
-def require_positive(seconds: float) -> None:
-    """Raise FeedlineError for a measurement without a duration."""
-    if seconds <= 0:
-        raise FeedlineError(f"--seconds is {seconds}; it must be positive")
 
 
 def _figures(one: Series) -> dict[str, Any]:

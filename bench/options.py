@@ -1,0 +1,75 @@
+"""What the benchmark's commands share on their command lines."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shard.errors import FeedlineError
+from train.config import Config
+from train.recipes import recipe
+
+
+def training_config(options: argparse.Namespace) -> Config:
+    """Take the recipe's configuration with the flags' values."""
+    config = recipe(options.recipe) if options.recipe else Config()
+    chosen = {
+        "train_split": options.split,
+        "size": options.size,
+        "batch_size": options.batch_size or (None if options.recipe else 64),
+        "loader_backend": options.backend,
+    }
+    images = dataclasses.replace(config.input, **{k: v for k, v in chosen.items() if v is not None})
+    arch = options.model or (config.model.arch if options.recipe else "resnet18")
+    model = dataclasses.replace(config.model, arch=arch)
+    data = str(options.data) if options.data is not None else None
+    return dataclasses.replace(config, data=data, input=images, model=model)
+
+
+def find_device(name: str) -> torch.device:
+    """Device of `--device auto | cpu | cuda`.
+
+    Raises:
+        FeedlineError: a GPU is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise FeedlineError("--device is cuda, but this machine has no usable CUDA GPU; use cpu or auto")
+    gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+
+
+def positive(text: str) -> int:
+    """Whole number of at least 1, as argparse's `type`."""
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def require_positive(seconds: float) -> None:
+    """Raise FeedlineError for a measurement without a duration."""
+    if seconds <= 0:
+        raise FeedlineError(f"--seconds is {seconds}; it must be positive")
+
+
+def say(text: str) -> None:
+    """Print a line of progress, where it does not mix with the results."""
+    print(text, file=sys.stderr)
+
+
+def publish(record: dict[str, Any], text: str, *, as_json: bool, file: Path | None) -> None:
+    """Print the record, as text or as JSON, and write it to `file` too."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(record, indent=1) + "\n")
+        say(f"record: {file}")
+    print(json.dumps(record) if as_json else text)
