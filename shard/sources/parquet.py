@@ -81,14 +81,16 @@ def spool(source: Input, staging: Path) -> tuple[pa.Table, Path, tuple[str, ...]
         raise FeedlineError(f"cannot read {source.url} as Parquet: {error}; download it again") from error
     if source.is_remote:
         source.spooled(staging, ".fetched").unlink(missing_ok=True)
-    return pq.read_table(index), data, found.classes
+    return pq.read_table(index, use_threads=False, pre_buffer=False), data, found.classes
 
 
 def _copy_images(file: pq.ParquetFile, found: Columns, source: Input, out: Any) -> pa.Table:
     names: list[bytes] = []
     labels: list[int] = []
     sizes: list[int] = []
-    for batch in file.iter_batches(batch_size=64, columns=[found.image, found.label]):
+    # No threads of Arrow's: they may end the process (std::terminate) while the interpreter leaves.
+    wanted = [found.image, found.label]
+    for batch in file.iter_batches(batch_size=64, columns=wanted, use_threads=False):
         images, of = batch.column(found.image), batch.column(found.label)
         paths = [None] * len(images)
         if pa.types.is_struct(images.type):
