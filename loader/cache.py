@@ -23,11 +23,9 @@ from types import TracebackType
 from typing import Any
 
 from loader.download import Wanted, closed, download
+from loader.locks import EXCLUSIVE, SHARED, drop, open_lock, try_lock, unlock
 from shard.errors import FeedlineError
 from shard.storage import storage_errors
-
-if sys.platform != "win32":
-    import fcntl
 
 _POLL_S = 0.05
 _FREE_SHARE = 0.8
@@ -52,7 +50,7 @@ class Held:
         except IndexError:
             return
         _touch(self.path)
-        _unlock(lock)
+        unlock(lock)
 
     def __enter__(self) -> Held:
         """Return itself."""
@@ -95,7 +93,7 @@ class ShardCache:
         self._counting = threading.Lock()
         with storage_errors("use the cache", folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            os.close(_open_lock(self.folder / "cache.lock"))
+            os.close(open_lock(self.folder / "cache.lock"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as arguments: a copy counts for itself."""
@@ -119,11 +117,11 @@ class ShardCache:
                 "raise the limit, or build the dataset with smaller shards"
             )
         with storage_errors("use the cache", self.folder):
-            lock = _open_lock(self._lock_path(sha256))
+            lock = open_lock(self._lock_path(sha256))
             try:
                 self._hold(Wanted(url, size_bytes, sha256), lock, stop or threading.Event())
             except BaseException:
-                _unlock(lock)
+                unlock(lock)
                 raise
         return Held(self._path(sha256), lock)
 
@@ -139,16 +137,16 @@ class ShardCache:
         part = self.folder / f"{wanted.sha256}.{wanted.size_bytes}.part"
         seen, since = -1, time.monotonic()
         while not stop.is_set():
-            missing = _size(path) != wanted.size_bytes and _try_lock(lock, fcntl.LOCK_EX)
+            missing = _size(path) != wanted.size_bytes and try_lock(lock, EXCLUSIVE)
             if (
                 missing and _size(path) != wanted.size_bytes
             ):  # nobody completed it just before the lock was ours
                 self._fetch(wanted, path, part, stop)
             # From exclusive to shared is not one step: somebody may remove the shard in between. So look again.
-            if _try_lock(lock, fcntl.LOCK_SH):
+            if try_lock(lock, SHARED):
                 if _size(path) == wanted.size_bytes:
                     return _touch(path)
-                fcntl.flock(lock, fcntl.LOCK_UN)
+                drop(lock)
             if (now := _size(part)) != seen:
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since > 2 * self.retry_s + 60:  # it waits for room, then for the store
@@ -163,18 +161,24 @@ class ShardCache:
         """Download; the exclusive lock is held."""
         path.unlink(missing_ok=True)  # somebody truncated it
         self._make_room(wanted, part, stop)
-        try:
-            download(wanted, part, retry_s=self.retry_s, stop=stop, received=self._count)
-            with self._whole_folder(stop, wanted.url):
-                part.replace(path)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            part.unlink(missing_ok=True)
-            raise FeedlineError(
-                f"the disk of the cache {self.folder} is full: {wanted.url} needs {wanted.size_bytes} bytes; "
-                "make room, or set the cache a limit"
-            ) from error
+        while True:
+            try:
+                download(wanted, part, retry_s=self.retry_s, stop=stop, received=self._count)
+                with self._whole_folder(stop, wanted.url):
+                    part.replace(path)
+                break
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                # Others filled the disk before this cache reached its limit: what it does not need must go.
+                with self._whole_folder(stop, wanted.url):
+                    if self._remove(self._others(part), wanted.size_bytes):
+                        continue
+                part.unlink(missing_ok=True)
+                raise FeedlineError(
+                    f"the disk of the cache {self.folder} is full: {wanted.url} needs {wanted.size_bytes} bytes and "
+                    "all other shards there are in use; make room, or set the cache a limit"
+                ) from error
         with self._counting:
             self.fetched += 1
 
@@ -208,19 +212,32 @@ class ShardCache:
         """
         if self.limit_bytes is None:
             return 0
-        entries = sorted(entry for entry in self._entries() if entry[2] != keep)
-        used = sum(size_bytes for _, size_bytes, _ in entries)
+        others = self._others(keep)
+        used = sum(size_bytes for _, size_bytes, _ in others)
+        return used - self._remove(others, used + needed_bytes - self.limit_bytes)
+
+    def _remove(self, entries: list[tuple[int, int, Path]], wanted_bytes: int) -> int:
+        """Remove entries that nobody holds, in their order, until so much is freed.
+
+        Returns:
+            freed bytes.
+        """
+        freed = 0
         for _, size_bytes, path in entries:
-            if used + needed_bytes <= self.limit_bytes:
+            if freed >= wanted_bytes:
                 break
-            lock = _open_lock(self._lock_path(path.name.partition(".")[0]))
+            lock = open_lock(self._lock_path(path.name.partition(".")[0]))
             try:
-                if _try_lock(lock, fcntl.LOCK_EX):
+                if try_lock(lock, EXCLUSIVE):
                     path.unlink(missing_ok=True)
-                    used -= size_bytes
+                    freed += size_bytes
             finally:
-                _unlock(lock)
-        return used
+                unlock(lock)
+        return freed
+
+    def _others(self, keep: Path) -> list[tuple[int, int, Path]]:
+        """Entries but `keep`, the least recently used first."""
+        return sorted(entry for entry in self._entries() if entry[2] != keep)
 
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
         """Last use, size and path of everything that takes room."""
@@ -233,14 +250,14 @@ class ShardCache:
 
     @contextmanager
     def _whole_folder(self, stop: threading.Event, url: str) -> Iterator[None]:
-        lock = _open_lock(self.folder / "cache.lock")
+        lock = open_lock(self.folder / "cache.lock")
         try:
-            while not _try_lock(lock, fcntl.LOCK_EX):
+            while not try_lock(lock, EXCLUSIVE):
                 if stop.wait(_POLL_S):
                     raise closed(url)
             yield
         finally:
-            _unlock(lock)
+            unlock(lock)
 
 
 def default_cache(folder: str | Path | None = None) -> ShardCache:
@@ -254,25 +271,6 @@ def default_cache(folder: str | Path | None = None) -> ShardCache:
     mine = sum(size_bytes for _, size_bytes, _ in cache._entries())
     cache.limit_bytes = int(_FREE_SHARE * (shutil.disk_usage(cache.folder).free + mine))
     return cache
-
-
-def _open_lock(path: Path) -> int:
-    # Anew for every holder: a lock belongs to what open() returned, so it works among threads, too.
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-
-def _try_lock(lock: int, kind: int) -> bool:
-    """Whether the lock could be had at once; if not, the one held before is lost."""
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _unlock(lock: int) -> None:
-    fcntl.flock(lock, fcntl.LOCK_UN)  # close alone would leave it locked while a forked child has it open
-    os.close(lock)
 
 
 def _size(path: Path) -> int:

@@ -1,5 +1,6 @@
 """The shard cache: one download for all, bounded, never in the way of a process that died."""
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -9,12 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.slow_server import SlowServer
 from loader import ShardCache
 from loader.cache import default_cache
+from loader.download import Wanted, download
 from shard.errors import FeedlineError
 
 SIZE = 50_000
@@ -64,6 +67,29 @@ def test_an_object_larger_than_the_cache_and_a_wrong_limit(store: SlowServer, tm
         ShardCache(tmp_path / "cache", 0)
     with pytest.raises(FeedlineError, match=r"has 50000 bytes and the limit .* is 10"):
         ShardCache(tmp_path / "cache", 10).acquire(*arguments(store, 0))
+
+
+def test_a_disk_that_others_filled(
+    store: SlowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes less than the limit: what is not held goes, and only when all is held it is an error."""
+    cache = ShardCache(tmp_path / "cache", 6 * SIZE)
+
+    def full_after_three(wanted: Wanted, part: Path, **options: Any) -> None:
+        if used(cache) + wanted.size_bytes > 3 * SIZE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        download(wanted, part, **options)
+
+    monkeypatch.setattr("loader.cache.download", full_after_three)
+    held = [cache.acquire(*arguments(store, i)) for i in range(3)]
+    held[1].release()
+    held[1] = cache.acquire(*arguments(store, 3))
+    assert used(cache) == 3 * SIZE
+    assert [one.path.exists() for one in held] == [True] * 3
+    with pytest.raises(FeedlineError, match=r"disk of the cache .* is full: .*4.tar needs 50000 .* in use"):
+        cache.acquire(*arguments(store, 4))
+    assert not list(cache.folder.glob("*.part"))
+    assert [one.path.exists() for one in held] == [True] * 3
 
 
 def test_missing_objects_are_an_error_at_once(store: SlowServer, tmp_path: Path) -> None:
