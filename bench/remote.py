@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ class RemotePlan:
         window: shards that a lane mixes.
         lanes: of the order.
         start_steps: of the first epoch, left out as start-up.
+        outage_s: how long the server cuts all connections, from the end of the start-up on; 0: it never does.
     """
 
     data: Path
@@ -57,14 +60,19 @@ class RemotePlan:
     window: int = 2
     lanes: int = 2
     start_steps: int = 3
+    outage_s: float = 0.0
 
 
 def remote(plan: RemotePlan, say: Callable[[str], None]) -> dict[str, Any]:
     """Train from the store and from the disk, and return the record; JSON-able.
 
     Raises:
-        FeedlineError: no such dataset, or the cache is too small for the order.
+        FeedlineError: no such dataset, the cache is too small for the order, or an outage of a store that is not ours.
     """
+    if plan.url is not None and plan.outage_s:
+        raise FeedlineError(
+            f"--outage-s is {plan.outage_s:g}, but only the server of this command can be cut off; leave --url out"
+        )
     dataset = Dataset.open(plan.data)
     total = sum(dataset.split("train").shard_bytes)
     with ExitStack() as stack:
@@ -77,9 +85,11 @@ def remote(plan: RemotePlan, say: Callable[[str], None]) -> dict[str, Any]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         cache = ShardCache(folder, int(plan.cache_share * total))
         say("training from the store")
-        far = _train(plan, plan.url or (server.url if server else ""), cache)
+        far = _train(
+            plan, plan.url or (server.url if server else ""), cache, partial(_outage, server, plan.outage_s)
+        )
         say("training from the disk")
-        near = _train(plan, plan.data, None)
+        near = _train(plan, plan.data, None, lambda: None)
         shards = len(dataset.split("train").shards)
         return {
             "benchmark": "remote",
@@ -95,7 +105,15 @@ def remote(plan: RemotePlan, say: Callable[[str], None]) -> dict[str, Any]:
         }
 
 
-def _train(plan: RemotePlan, data: str | Path, cache: ShardCache | None) -> dict[str, Any]:
+def _outage(server: SlowServer | None, seconds: float) -> None:
+    if server is not None and seconds:
+        server.down = True
+        threading.Timer(seconds, setattr, (server, "down", False)).start()
+
+
+def _train(
+    plan: RemotePlan, data: str | Path, cache: ShardCache | None, at_start: Callable[[], None]
+) -> dict[str, Any]:
     torch.manual_seed(0)
     model = timm.create_model(plan.model, num_classes=len(Dataset.open(plan.data).classes))
     model = model.to(memory_format=torch.channels_last).train()
@@ -118,6 +136,7 @@ def _train(plan: RemotePlan, data: str | Path, cache: ShardCache | None) -> dict
                 steps += 1
                 if steps == plan.start_steps:
                     clock_s, waited_s = time.perf_counter(), loader.wait_s
+                    at_start()
         if steps <= plan.start_steps:
             raise FeedlineError(f"{plan.epochs} epochs have {steps} steps; lower --batch-size")
         seconds = time.perf_counter() - clock_s
@@ -134,6 +153,7 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         f"{plan['model']} at {plan['size']} px, batch {plan['batch_size']}, {plan['epochs']} epochs; store: "
         + (plan["url"] or f"{plan['latency_s'] * 1000:.0f} ms, {plan['mb_per_s']:g} MB/s")
+        + (f", cut off for {plan['outage_s']:g} s" if plan["outage_s"] else "")
         + f"; cache {plan['cache_share']:g} × the split",
         f"{'':8s}{'images/s':>10s}{'wait share':>12s}{'first batch':>13s}",
     ]

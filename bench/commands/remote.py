@@ -31,6 +31,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         ("batch-size", int, "images per step"),
         ("window", int, "shards that a lane of the order mixes"),
         ("lanes", int, "lanes of the order"),
+        ("outage-s", float, "how long the server cuts all connections, after the start-up"),
     ):
         value = getattr(default, name.replace("-", "_"))
         add(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")

@@ -23,14 +23,15 @@ def test_both_are_measured(dataset: Dataset, tmp_path: Path, capsys: pytest.Capt
         "2",
     ]
     out = tmp_path / "record.json"
-    more = ["--batch-size", "8", "--window", "1", "--lanes", "1", "--mb-per-s", "100", "--out", str(out)]
+    more = ["--batch-size", "8", "--window", "1", "--lanes", "1", "--mb-per-s", "100", "--outage-s", "0.2"]
+    more += ["--out", str(out)]
     assert main(["remote", "--data", str(dataset.root), *flags, *more]) == 0
     record = json.loads(out.read_text())
     assert record["fetched_shards"] <= 2 * record["shards"]
     assert 0 <= record["store"]["wait_share"] <= 1
     assert record["disk"]["images_per_s"] > 0
     text = capsys.readouterr().out
-    assert "store: 0 ms, 100 MB/s" in text
+    assert "store: 0 ms, 100 MB/s, cut off for 0.2 s" in text
     assert "times an epoch" in text
 
 
