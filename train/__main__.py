@@ -18,7 +18,7 @@ from train.cli import Options, UsageError, list_recipes, parse
 from train.distributed import World, connect, env_rank
 from train.engine import Trainer
 from train.plan import dry_run, find_batch_size, plan_text
-from train.run_folder import RunFolder, load_checked
+from train.run_folder import RunFolder, load_checked, settled
 from train.state import is_finished
 from train.stop import Stopped
 from train.telemetry import NonFiniteError, clock
@@ -70,10 +70,13 @@ def run(options: Options, world: World) -> int:
         # One rank chooses: others could see the folder at another moment.
         path = world.gather(folder.find(options.resume) if world.is_main else None)[0]
         content = load_checked(path, config, dataset) if path is not None else None
+        config = settled(config, content)
+        keep = path is not None and folder.owns(path)
         if world.is_main:
             folder.prepare(fresh=path is None)
+            if path is not None and content is not None and keep:
+                folder.go_back_to(path, content)
         world.gather(None)  # no rank goes on before the folder is ready
-        keep = path is not None and folder.owns(path)
         epochs = length_of(config, dataset).epochs
         if content is not None and is_finished(content, epochs) and (not keep or folder.summary.exists()):
             return _finished(path, folder, world, keep=keep)
@@ -82,6 +85,7 @@ def run(options: Options, world: World) -> int:
                 f"going on from {path}: epoch {content['epoch'] + 1}, step {content['step']}", file=sys.stderr
             )
         with Trainer(config, dataset, world, folder, content, keep_metrics=keep) as trainer:
+            content = None  # as large as the model and its optimiser
             summary = trainer.train()
     if world.is_main:
         show(summary, folder)

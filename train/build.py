@@ -43,6 +43,7 @@ def make_step(
     *,
     sizes: int = 1,
     first_images: Callable[[], torch.Tensor] | None = None,
+    resumed: bool = False,
 ) -> TrainStep:
     """Make model, optimiser and step as `config` says, the same weights on every rank.
 
@@ -53,13 +54,14 @@ def make_step(
         sizes: how many image sizes the training will see.
         first_images: gives training images, uint8 [N, H, W, 3], to a model that `StartsFromImages`;
             None: it starts without.
+        resumed: whether weights of a checkpoint follow; pretrained ones are not looked for then.
 
     Raises:
         FeedlineError: model, optimiser or step cannot be made.
     """
     torch.manual_seed(config.seed)
     prepare_compilation(sizes)
-    net = make_model(config.model, num_classes, world.device)
+    net = make_model(config.model, num_classes, world.device, resumed=resumed)
     if first_images is not None and isinstance(net.model, StartsFromImages):
         with torch.no_grad():
             net.model.init_from_images(net.normalize(first_images()))

@@ -98,6 +98,18 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def model_config(path: Path) -> dict[str, Any]:
+    """Model settings of the run that wrote a checkpoint, without reading weights; {} of any other file."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError):
+        return {}  # who reads the weights says what is wrong
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return {}
+    found: dict[str, Any] = content["config"]["model"]
+    return found
+
+
 def verify(path: Path) -> None:
     """Compare the checksum of every entry of what `torch.save` wrote; reads the whole file.
 

@@ -34,6 +34,7 @@ T = TypeVar("T")
 # What may change when a run goes on: where and how fast it computes, not what.
 FREE = frozenset(("recipe", "data", "run_dir", "device", "log_every", "checkpoint_every"))
 FREE |= {"trackers", "profile", "profile_steps"}
+FREE |= {"patience", "min_change", "stop_metric", "stop_mode", "target"}
 FREE |= {"keep_last", "join_timeout_s", "timeout_s", "lost_after_s"}
 FREE |= {"accumulate", "compile", "compile_mode", "grad_checkpointing"}
 FREE |= {"loader_backend", "loader_threads", "max_bad", "cache", "cache_gb"}
@@ -75,9 +76,14 @@ class Config:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     def __post_init__(self) -> None:
-        """Reject an interval that never ends."""
+        """Reject an interval that never ends, and groups that do not go together."""
         if self.log_every < 1:
             raise FeedlineError(f"log_every is {self.log_every}; it must be at least 1")
+        if self.mix.enabled and self.mix.mix_mode == "elem" and self.input.repeats > 1:
+            raise FeedlineError(
+                f"mix_mode is 'elem' and repeats {self.input.repeats}: a sample's repeats would all mix alike; use "
+                "mix_mode batch"
+            )
 
 
 def flat(config: Any) -> dict[str, Any]:
@@ -92,7 +98,8 @@ def flat(config: Any) -> dict[str, Any]:
 def differences(saved: Config, now: Config) -> list[str]:
     """What has changed, of what must not when a run goes on, as "name: saved → now"."""
     before, after = flat(saved), flat(now)
-    return [f"{k}: {before[k]} → {after[k]}" for k in after if k not in FREE and before[k] != after[k]]
+    fixed = [k for k in after if k not in FREE and not (k in ("mean", "std") and after[k] is None)]
+    return [f"{k}: {before[k]} → {after[k]}" for k in fixed if before[k] != after[k]]
 
 
 def to_dict(config: Config) -> dict[str, Any]:

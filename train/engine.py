@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -87,6 +87,7 @@ class Trainer:
                 world,
                 sizes=len(sizes(grow, config.input.size, self.length)),
                 first_images=None if content else lambda: first_images(config.input, dataset, world.device),
+                resumed=content is not None,
             )
             self.mixing = Mixing(config.mix, config.seed, self.length)
             self.thaw_step = self.length.of(config.freeze.freeze_for, "freeze_for")
@@ -134,6 +135,7 @@ class Trainer:
     def train_epoch(self) -> None:
         """Train the rest of the loader's epoch."""
         self.step.train()
+        self.stop.pace()
         left = (self.loader.num_samples - self.loader.samples_consumed) // self.config.input.batch_size
         left = min(left, self.length.steps - self.state.step)  # the training may end within an epoch
         batches = iter(self.loader)
@@ -148,11 +150,12 @@ class Trainer:
         self.step.set_frozen(self.state.step < self.thaw_step)
         accumulate = self.config.step.accumulate
         began = self.loader.samples_consumed
-        loss, ids = torch.zeros((), device=self.world.device), []
+        loss, ids, valid = torch.zeros((), device=self.world.device), [], 0
         for part in range(accumulate):
             batch = next(batches)
             self.meter.mark("data")
             ids.append(batch.ids)
+            valid += batch.num_valid
             mix = self.mixing(self.loader.epoch, self.state.step, batch.ids, batch.images)
             loss += self.step.forward_backward(
                 batch.images, batch.labels, batch.valid, last=part == accumulate - 1, mix=mix
@@ -161,7 +164,8 @@ class Trainer:
         self.side = batch.images.shape[1]
         self.state.step += 1
         self.step.update(lr, self.state.step)
-        self.losses.add(loss, StepRecord(self.state.step, lr, ids, self.loader.epoch, began))
+        share = valid / (self.loader.batch_size * accumulate)
+        self.losses.add(loss, StepRecord(self.state.step, lr, ids, self.loader.epoch, began, share))
         self.meter.mark("optimiser")
         self.meter.count()
         self.gauges.profiler.step()
@@ -186,9 +190,20 @@ class Trainer:
         if save or stop:
             self.save()
         if stop:
-            self.saver.wait()
-            raise Stopped(self.stop.agreed)
+            self.leave()
         self.meter.start()
+
+    def leave(self) -> NoReturn:
+        """Raise `Stopped` once the checkpoint is on disk: torchrun ends all ranks soon after the first has left."""
+        self.saver.wait()
+        self.world.gather(None)
+        raise Stopped(self.stop.agreed)
+
+    @contextmanager
+    def aside(self, phase: str) -> Iterator[None]:
+        """Measure work that is no training step: it has no part in rates and energy."""
+        with self.meter.aside(phase), self.gauges.aside():
+            yield
 
     def look(self) -> None:
         """Wait for the device, take the losses over, and stop the clock."""
@@ -204,18 +219,16 @@ class Trainer:
             self.loader.set_epoch(epoch)
             return  # there is nothing to evaluate, and nothing to save
         began = time.perf_counter()
-        with self.meter.aside("evaluation"):
+        with self.aside("evaluation"):
             result = self.evaluate()
         if result is None:
             self.save()  # as before the evaluation, which is repeated when the run goes on
-            self.saver.wait()
-            raise Stopped(self.stop.agreed)
-        with self.meter.aside("evaluation"):
+            self.leave()
+        with self.aside("evaluation"):
             averaged = self.evaluate_averaged()
         if self.stop.agreed:
             self.save()
-            self.saver.wait()
-            raise Stopped(self.stop.agreed)
+            self.leave()
         self.loader.set_epoch(epoch)
         state = self.state
         state.last_eval = result.as_dict() | (averaged.as_dict("ema_") if averaged else {})
@@ -224,7 +237,7 @@ class Trainer:
         if improved:
             state.best_top1, state.best_epoch = judged.top1, epoch
         plateau = Plateau(**state.plateau)
-        state.ended = plateau.observe(self.config.stop, state.last_eval)
+        state.ended = plateau.observe(self.config.stop, judged.as_dict())
         state.plateau = asdict(plateau)
         self.metrics.write(kind="eval", epoch=epoch, step=state.step, **state.last_eval)
         took_s = time.perf_counter() - began
@@ -252,6 +265,7 @@ class Trainer:
 
     def _evaluate(self, predict: Predict) -> Result | None:
         predict = mirrored(predict) if self.config.evaluation.flip_tta else predict
+        self.stop.pace()
         return evaluate(predict, self.eval_loader, self.world, lambda _: self.stop.due())
 
     def report(self) -> None:
@@ -295,7 +309,7 @@ class Trainer:
         """
         if self.config.synthetic:
             return
-        with self.meter.aside("checkpoint"):
+        with self.aside("checkpoint"):
             self._save(best=best)
 
     def _save(self, *, best: bool) -> None:
@@ -334,7 +348,9 @@ class Trainer:
             "synthetic": self.config.synthetic,
         }
         if self.world.is_main:
-            self.folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            aside = self.folder.summary.with_suffix(".tmp")
+            aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            aside.replace(self.folder.summary)
         return summary
 
     def __enter__(self) -> Trainer:

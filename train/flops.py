@@ -54,10 +54,11 @@ def forward_flops(net: nn.Module, side: int, device: torch.device) -> int:
         device: where the model is.
     """
     image = torch.zeros((1, side, side, 3), dtype=torch.uint8, device=device)
-    training = net.training
+    modes = {module: module.training for module in net.modules()}  # frozen norms differ from the rest
     net.eval()  # neither statistics nor generators change
     # Attention as plain products: the counter does not know every fused kernel.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net(image)
-    net.train(training)
+    for module, training in modes.items():
+        module.training = training
     return int(counter.get_total_flops())

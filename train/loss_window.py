@@ -34,6 +34,7 @@ class StepRecord:
         ids: sample ids of its micro-batches.
         epoch: the loader's epoch, from 0.
         consumed: samples of the epoch that came before the step.
+        share: valid rows among all its rows.
     """
 
     step: int
@@ -41,6 +42,7 @@ class StepRecord:
     ids: list[torch.Tensor]
     epoch: int = 0
     consumed: int = 0
+    share: float = 1.0
 
 
 class LossWindow:
@@ -52,30 +54,39 @@ class LossWindow:
     """
 
     def __init__(self, size: int, world: World) -> None:
-        self._buffer = torch.zeros(size, device=world.device)
+        self._buffer = torch.zeros(
+            2, size, device=world.device
+        )  # losses, and the share of rows that they are of
         self._world = world
         self._count = 0
         self._records: deque[StepRecord] = deque(maxlen=size)
 
     def add(self, loss: torch.Tensor, record: StepRecord) -> None:
-        """Note a step's loss (a scalar on the device); does not wait for the device."""
-        self._buffer[self._count] = loss
+        """Note a step's loss; does not wait for the device.
+
+        Args:
+            loss: a scalar on the device: the sum over this rank's valid rows, divided by the number of all its rows.
+            record: of the step.
+        """
+        self._buffer[0, self._count] = loss
+        self._buffer[1, self._count] = record.share
         self._records.append(record)
         self._count += 1
 
     def look(self) -> list[float]:
-        """Mean over ranks of the losses since the last look; waits for the device. Collective.
+        """Mean over the valid rows of all ranks, of each step since the last look; waits for the device. Collective.
 
         Raises:
             NonFiniteError: a loss is not finite.
         """
-        local = self._buffer[: self._count]
+        local = self._buffer[:, : self._count]
         count, self._count = self._count, 0
-        losses: list[float] = (self._world.sum_(local.clone()) / self._world.size).tolist()
+        sums, shares = self._world.sum_(local.clone())
+        losses: list[float] = (sums / shares.clamp(min=1e-6)).tolist()  # 0 of a step without any valid row
         records = list(self._records)[-count:] if count else []
         for i, record in enumerate(records):
             if not abs(losses[i]) < float("inf"):
-                raise self._failure("the loss", record, guilty=not bool(local[i].isfinite()))
+                raise self._failure("the loss", record, guilty=not bool(local[0, i].isfinite()))
         return losses
 
     def check_weights(self, model: torch.nn.Module) -> None:

@@ -11,17 +11,20 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import load_state_dict
 from torch import nn
 
 import train.models  # noqa: F401  registers our models with timm
 from shard.errors import FeedlineError
+from train import checkpoint
 from train.arguments import parse_arguments
 from train.checkpoint import DamagedError, verify
 from train.mix import blend
 from train.models.blurpool import apply_blurpool
 
 FROM_TIMM = Path("timm")
+Color = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +46,15 @@ class ModelConfig:
     """Blur before every convolution with a stride but the first, as FFCV's recipes do."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of red, green, blue, for pixels in 0 … 1 (default: ImageNet's)."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of red, green, blue."""
+    mean: Color | None = None
+    """Mean of red, green, blue, for pixels in 0 … 1; None: what the pretrained weights were trained with, where timm or
+    a checkpoint of ours says so, else ImageNet's."""
+    std: Color | None = None
+    """Standard deviation of red, green, blue; None: as the mean."""
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
-        if min(self.std) <= 0:
+        if self.std is not None and min(self.std) <= 0:
             raise FeedlineError(f"std is {self.std}; its values must be positive")
         for name in ("drop_rate", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
@@ -63,6 +67,19 @@ class ModelConfig:
         return {k: v for k, v in given.items() if v} | parse_arguments("model_args", self.model_args)
 
 
+def statistics(config: ModelConfig) -> tuple[Color, Color]:
+    """Mean and standard deviation that the model's images are normalised with; see `ModelConfig.mean`."""
+    own: dict[str, Any] = {}
+    if config.pretrained == FROM_TIMM:
+        found = timm.get_pretrained_cfg(config.arch)
+        own = {"mean": found.mean, "std": found.std} if found is not None else {}
+    elif config.pretrained is not None and zipfile.is_zipfile(config.pretrained):
+        own = checkpoint.model_config(config.pretrained)
+    mean = config.mean or own.get("mean") or IMAGENET_DEFAULT_MEAN
+    std = config.std or own.get("std") or IMAGENET_DEFAULT_STD
+    return tuple(mean), tuple(std)
+
+
 class Normalized(nn.Module):
     """`model` on uint8 images.
 
@@ -73,9 +90,7 @@ class Normalized(nn.Module):
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(
-        self, model: nn.Module, mean: tuple[float, float, float], std: tuple[float, float, float]
-    ) -> None:
+    def __init__(self, model: nn.Module, mean: Color, std: Color) -> None:
         super().__init__()
         self.model = model
         deviation = torch.tensor(std).view(1, 3, 1, 1)
@@ -96,10 +111,18 @@ class Normalized(nn.Module):
         return torch.addcmul(self.shift, pixels, self.scale)
 
 
-def make_model(config: ModelConfig, num_classes: int, device: torch.device) -> Normalized:
+def make_model(
+    config: ModelConfig, num_classes: int, device: torch.device, *, resumed: bool = False
+) -> Normalized:
     """Make the model on `device`, its filters in channels-last order.
 
     The order is set here, before DDP sees the parameters: DDP lays out gradients as it finds them.
+
+    Args:
+        config: of the model.
+        num_classes: its outputs.
+        device: where it goes.
+        resumed: its weights come from a checkpoint later, not from `config.pretrained`.
 
     Raises:
         FeedlineError: unknown model, an argument that it does not take, or weights that are missing or do not fit.
@@ -110,8 +133,8 @@ def make_model(config: ModelConfig, num_classes: int, device: torch.device) -> N
             f"arch is {config.arch!r}, which neither timm nor train/models has"
             + (f"; did you mean {near[0]!r}?" if near else "; see timm.list_models()")
         )
-    model = _create(config, num_classes)
-    if config.pretrained is not None and config.pretrained != FROM_TIMM:
+    model = _create(config, num_classes, fetch=config.pretrained == FROM_TIMM and not resumed)
+    if config.pretrained is not None and config.pretrained != FROM_TIMM and not resumed:
         load_pretrained(model, config.pretrained)
     if config.blurpool and apply_blurpool(model) == 0:
         raise FeedlineError(
@@ -121,13 +144,12 @@ def make_model(config: ModelConfig, num_classes: int, device: torch.device) -> N
         if not hasattr(model, "set_grad_checkpointing"):
             raise FeedlineError(f"grad_checkpointing is on, but {config.arch!r} has none; leave it out")
         cast("Any", model).set_grad_checkpointing(True)
-    net = Normalized(model, config.mean, config.std).to(device)
+    net = Normalized(model, *statistics(config)).to(device)
     return net.to(memory_format=torch.channels_last)
 
 
-def _create(config: ModelConfig, num_classes: int) -> nn.Module:
+def _create(config: ModelConfig, num_classes: int, *, fetch: bool) -> nn.Module:
     arguments = config.arguments()
-    fetch = config.pretrained == FROM_TIMM
     try:
         model: nn.Module = timm.create_model(
             config.arch, pretrained=fetch, num_classes=num_classes, **arguments

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import mean
 from types import TracebackType
 from typing import Any
@@ -44,11 +45,15 @@ class GpuMonitor:
         self._thread = threading.Thread(target=self._run, name="feedline-nvml", daemon=True)
         self._energy_before_j: float | None = None
         self._read_at = time.monotonic()
+        self._aside_j = self._aside_s = 0.0
         if uuid is not None:
             self._open(uuid)
 
     def read(self) -> dict[str, float]:
-        """Means since the last read (of memory the most), and `energy_j`, joules since then; {} without a GPU."""
+        """Means since the last read; {} without a GPU.
+
+        Of the memory it is the most, and `energy_j` is the joules since then, without those of `aside`.
+        """
         if self._gpu is None:
             return {}
         self._sample()
@@ -57,14 +62,32 @@ class GpuMonitor:
             found = {name: round(mean(values), 2) for name, values in samples.items()}
             if "memory_used_gib" in samples:
                 found["memory_used_gib"] = round(max(samples["memory_used_gib"]), 2)
-        now_j = self._ask("energy_j", lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000)
-        now = time.monotonic()
+        now_j, now = self._energy_j(), time.monotonic()
         if now_j is not None and self._energy_before_j is not None:
-            found["energy_j"] = now_j - self._energy_before_j
+            found["energy_j"] = now_j - self._energy_before_j - self._aside_j
         elif now_j is None and "power_w" in found:
-            found["energy_j"] = found["power_w"] * (now - self._read_at)
+            found["energy_j"] = found["power_w"] * (now - self._read_at - self._aside_s)
         self._energy_before_j, self._read_at = now_j, now
+        self._aside_j = self._aside_s = 0.0
         return found
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave what happens meanwhile out of the energy, such as an evaluation out of training's."""
+        if self._gpu is None:
+            yield
+            return
+        before_j, began = self._energy_j(), time.monotonic()
+        try:
+            yield
+        finally:
+            after_j = self._energy_j()
+            if before_j is not None and after_j is not None:
+                self._aside_j += after_j - before_j
+            self._aside_s += time.monotonic() - began
+
+    def _energy_j(self) -> float | None:
+        return self._ask("energy_j", lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000)
 
     def _open(self, uuid: str) -> None:
         try:

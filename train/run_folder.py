@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from shard.errors import FeedlineError
 from train import checkpoint
 from train.checkpoint import DamagedError
 from train.config import Config, differences, from_dict
+from train.model import statistics
 
 _LOCK_WAIT_S = 60.0  # a run that was told to stop may be writing its last checkpoint
 
@@ -49,6 +52,10 @@ class RunFolder:
     def at_step(self, step: int) -> Path:
         """Path of an earlier checkpoint."""
         return self.checkpoints / f"step-{step:09d}.pt"
+
+    @staticmethod
+    def _step_of(path: Path) -> int:
+        return int(path.stem.removeprefix("step-"))
 
     def earlier(self) -> list[Path]:
         """Earlier checkpoints than `last`, newest first."""
@@ -87,7 +94,30 @@ class RunFolder:
         if fresh:
             for path in (*self.checkpoints.glob("*.pt*"), self.metrics, self.summary):
                 path.unlink(missing_ok=True)
-            self._started.write_text(_launch(), encoding="utf-8")
+        self._started.write_text(_launch(), encoding="utf-8")
+
+    def go_back_to(self, path: Path, content: dict[str, Any]) -> None:
+        """Make this folder's checkpoint `path` the newest: later ones are set aside, as `NAME.abandoned`.
+
+        Without this, what is saved from here on would mix with what it has taken the place of.
+
+        Args:
+            path: one of this folder's.
+            content: what is in it; forgets the best evaluation where that came later.
+        """
+        if path == self.last:
+            return
+        step = int(content["step"])
+        aside = path.with_name("last.pt.tmp")
+        shutil.copyfile(path, aside)
+        later = [other for other in self.earlier() if self._step_of(other) > step]
+        if _is_whole(self.best) and int(checkpoint.load(self.best)["step"]) > step:
+            later.append(self.best)
+            content |= {"best_top1": -1.0, "best_epoch": 0}
+        for other in (*later, self.last):
+            if other.exists():
+                other.replace(other.with_name(f"{other.name}.abandoned"))
+        aside.replace(self.last)
 
     def find(self, resume: str) -> Path | None:
         """Return the checkpoint to go on from: "auto": the newest whole one of this folder if any, "never", or a path.
@@ -95,11 +125,16 @@ class RunFolder:
         After torchrun has restarted the ranks, "never" and a path mean what they meant at its first start only.
 
         Raises:
-            FeedlineError: a checkpoint of another run is named, but this folder already holds a run; or none of
-                this folder's checkpoints is whole.
+            FeedlineError: a checkpoint of another run is named, but this folder already holds a run; none of
+                this folder's checkpoints is whole; or torchrun starts again what failed by itself.
         """
-        if resume != "auto" and self._restarted():
+        if self._restarted():
             resume = "auto"
+            if self.nonfinite.exists():
+                raise FeedlineError(
+                    f"torchrun starts a run again that was no longer finite ({self.nonfinite}): it would be so again; "
+                    "mend it as the first error says, then give the same command"
+                )
         if resume == "never":
             return None
         mine = self._has_checkpoint()
@@ -163,6 +198,21 @@ def load_checked(path: Path, config: Config, dataset: Dataset) -> dict[str, Any]
     if changed := differences(saved, config):
         raise FeedlineError(f"{path} is of another configuration ({'; '.join(changed)}); {afresh}")
     return content
+
+
+def settled(config: Config, content: dict[str, Any] | None) -> Config:
+    """The configuration with what the pretrained weights bring with them: a run must go on without them.
+
+    Args:
+        config: of the run.
+        content: checkpoint that it goes on from, if any.
+    """
+    if content is not None:
+        saved = from_dict(Config, content["config"], "the checkpoint").model
+        mean, std = config.model.mean or saved.mean, config.model.std or saved.std
+    else:
+        mean, std = statistics(config.model)
+    return replace(config, model=replace(config.model, mean=mean, std=std))
 
 
 def _is_whole(path: Path) -> bool:

@@ -98,6 +98,13 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(device, enabled=config.precision == "fp16")
         self.watch = CompileWatch()
         self._compiled = device == "cuda" if config.compile is None else config.compile
+        self._graphs = self._compiled and device == "cuda" and config.compile_mode in _CUDA_GRAPHS
+        if self._graphs and config.accumulate > 1:
+            # https://github.com/pytorch/pytorch/issues/169545
+            raise FeedlineError(
+                f"compile_mode is {config.compile_mode!r} and accumulate {config.accumulate}: CUDA graphs would "
+                "overwrite gradients that are still needed; use compile_mode max-autotune-no-cudagraphs or default"
+            )
         self._frozen, self._is_frozen = list(frozen), False
         self._ddp: DistributedDataParallel | None = None
         self._forward: Forward = net
@@ -174,27 +181,32 @@ class TrainStep:
             logits = self._logits(images, mix)
             kept = None if mix is None else share(mix)
             losses = sample_losses(logits.float(), labels, self.loss, kept)
-            loss = torch.where(valid, losses, 0).sum() / valid.sum().clamp(min=1) / self.config.accumulate
+            # By all rows, valid or not: every sample weighs the same on any number of ranks and micro-batches.
+            loss = torch.where(valid, losses, 0).sum() / (len(valid) * self.config.accumulate)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.watch.stop(tuple(images.shape))
         return loss.detach()
 
     def _logits(self, images: torch.Tensor, mix: torch.Tensor | None) -> torch.Tensor:
-        if self._compiled and self.config.compile_mode in _CUDA_GRAPHS:
+        if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with self.autocast():
             return self._forward(images) if mix is None else self._forward(images, mix)
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [B, classes] of uint8 images [B, H, W, 3], without traffic between ranks."""
-        with self.autocast():
-            return self._bare(images)
+        return self._predict(self._bare, images)
 
     def predict_averaged(self, images: torch.Tensor) -> torch.Tensor:
         """The same by the averaged weights; there must be an average."""
         assert self._averaged is not None
+        return self._predict(self._averaged, images)
+
+    def _predict(self, forward: Forward, images: torch.Tensor) -> torch.Tensor:
         with self.autocast():
-            return self._averaged(images)
+            logits = forward(images)
+        # A CUDA graph's next run overwrites what the last one gave, which flipping and averaging still need.
+        return logits.clone() if self._graphs else logits
 
     def update(self, lr: float, step: int = 0) -> None:
         """Clip and apply the gradients with learning rate `lr`, clear them, and let the average follow.

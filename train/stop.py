@@ -15,7 +15,7 @@ from train.distributed import World
 
 # Ranks ask each other about once in this time: each time the fastest waits for the slowest.
 _AGREE_S = 1.0
-_MOST_CALLS = 200  # between two agreements, should the first few have been untypically quick
+_MOST_CALLS = 50  # between two agreements, should the last few have been untypically quick
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 _STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: REQUEUE}
@@ -122,11 +122,18 @@ class StopSignal:
             self._agree()
         return self.agreed != 0
 
+    def pace(self) -> None:
+        """Tell that calls come at another pace from here on. Collective: every rank at the same place."""
+        self._interval = self._left = 1
+        self._asked = time.perf_counter()
+
     def _agree(self) -> None:
         now = time.perf_counter()
         call_ms = max(1, round(1000 * (now - self._asked) / self._interval))
         self.agreed, slowest_ms = self._world.maxima([self.received, call_ms])
-        self._interval = self._left = min(_MOST_CALLS, max(1, round(1000 * _AGREE_S / slowest_ms)))
+        # At most twice as many as before: the first calls after compilation or an evaluation say little.
+        wanted = min(_MOST_CALLS, 2 * self._interval, round(1000 * _AGREE_S / slowest_ms))
+        self._interval = self._left = max(1, wanted)
         self._asked = now
 
     def __enter__(self) -> StopSignal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -122,6 +122,10 @@ class Gauges:
         if energy_j and rate.steps:
             found["images_per_joule"] = round(rate.steps * batch_size / self._world.size / energy_j, 3)
         return found
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Leave what happens meanwhile out of training's energy."""
+        return self._monitor.aside()
 
     def mfu(self, images_per_s: float, side: int) -> float | None:
         """Share of the GPU's peak that one rank's images/s make up; None on a CPU or an unknown GPU."""

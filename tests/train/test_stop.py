@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
@@ -78,28 +79,44 @@ def test_signals_and_their_statuses(number: signal.Signals, status: int) -> None
     assert signal.getsignal(number) is before
 
 
+@dataclass(frozen=True, slots=True)
 class Fake(World):
-    """Two ranks, of which the other one is slower."""
+    """Two ranks, of which the other one is slower: its newest figure counts."""
 
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        super().__init__(size=2)
-
-    asked: list[list[int]] = []  # noqa: RUF012  one for the test
-    slowest_ms = 100
+    size: int = 2
+    asked: list[list[int]] = field(default_factory=list)
+    slowest_ms: list[int] = field(default_factory=lambda: [100])
 
     def maxima(self, values: list[int]) -> list[int]:
         self.asked.append(values)
-        return [values[0], max(values[1], self.slowest_ms)]
+        return [values[0], max(values[1], self.slowest_ms[-1])]
+
+
+def asked_at(stop: StopSignal, world: Fake, calls: int) -> list[int]:
+    """Numbers of the calls, from 1, at which the ranks asked each other."""
+    found = []
+    for call in range(1, calls + 1):
+        before = len(world.asked)
+        assert not stop.due()
+        if len(world.asked) > before:
+            found.append(call)
+    return found
 
 
 def test_ranks_ask_each_other_about_once_a_second() -> None:
     world = Fake()
     stop = StopSignal(world)
-    for _ in range(41):
-        assert not stop.due()
-    assert len(world.asked) == 5  # at the first call, then every tenth, of 100 ms each
+    # More rarely from time to time, until every tenth call, of 100 ms each.
+    assert asked_at(stop, world, 45) == [1, 3, 7, 15, 25, 35, 45]
     stop.received = signal.SIGUSR1
     assert [stop.due() for _ in range(11)] == [False] * 9 + [True] * 2
-    assert len(world.asked) == 6
+
+
+def test_slow_steps_after_a_fast_evaluation_are_asked_at_once() -> None:
+    world = Fake()
+    stop = StopSignal(world)
+    world.slowest_ms.append(1)
+    asked_at(stop, world, 300)
+    world.slowest_ms.append(1000)
+    stop.pace()
+    assert asked_at(stop, world, 3) == [1, 2, 3]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def test_losses_come_back_in_order_and_once() -> None:
     assert window.look() == []
     window.add(torch.tensor(4.0), record(4))
     assert window.look() == [4]
+
+
+def test_losses_are_means_over_the_rows_that_are_valid() -> None:
+    window = LossWindow(4, World())
+    window.add(torch.tensor(3.0), replace(record(1), share=0.75))
+    window.add(torch.tensor(0.0), replace(record(2), share=0.0))  # not a single one
+    assert window.look() == [4.0, 0.0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
