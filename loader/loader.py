@@ -23,6 +23,7 @@ from loader.counters import Counters, Tracer
 from loader.feed import Fed, Feed
 from loader.order import Order
 from loader.params import Transform
+from loader.position import Position
 from loader.reader import Reads
 from loader.resolve import make_backend, resolve_backend, resolve_device
 from loader.tune import Found, Tuner
@@ -35,7 +36,7 @@ _log = logging.getLogger("feedline.loader")
 _READERS = 4  # threads that wait for the disk
 
 
-class Loader:
+class Loader(Position):
     """Feeds one rank with batches of decoded, augmented images. A context manager.
 
     Iterating goes from the current position (`epoch`, `samples_consumed`) to the end of that epoch, then
@@ -104,13 +105,12 @@ class Loader:
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name != "self"}
         check_numbers(arguments)
+        super().__init__()
         self.dataset = data if isinstance(data, Dataset) else Dataset.open(data)
         self._arguments = arguments | {"data": self.dataset.root}
         self.split = self.dataset.split(split)
         self.batch_size, self.world_size, self.rank = batch_size, world_size, rank
         self.num_samples = len(self.split)
-        self.epoch = 0
-        self.samples_consumed = 0
         self.device, self._timeout_s = resolve_device(device), timeout_s
         self._walk = Walk(
             split=self.split, order=as_order(shuffle), transform=transform, seed=seed, batch_size=batch_size,
@@ -134,9 +134,16 @@ class Loader:
         self._backend: Backend | None = None
         self._reads: Reads | None = None
         self._feed: Feed | None = None
-        self._run = 0  # number of the newest iterator; the position was moved where an iterator's differs
         self._closed = False
         self._pid = os.getpid()
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self._walk.seed,
+            "split": self.split.name,
+            "dataset": self.dataset.fingerprint,
+            "order": asdict(self._walk.order),
+        }
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -237,13 +244,6 @@ class Loader:
             self._bad.rows,
         )
 
-    def _require_newest(self, run: int) -> None:
-        if run != self._run:
-            raise FeedlineError(
-                "this iteration of the Loader is over: it was closed, moved (set_epoch, rewind, "
-                "load_state_dict) or iterated anew meanwhile"
-            )
-
     def _require_unchanged(self) -> None:
         now = self._shards.fingerprint()
         if now != self.dataset.fingerprint:
@@ -276,44 +276,6 @@ class Loader:
         if self._backend is not None:
             self._backend.close()
             self._backend = None
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`; does nothing if already in it, so that a resumed position is kept."""
-        if epoch != self.epoch:
-            self._seek(epoch, 0)
-
-    def rewind(self) -> None:
-        """Go back to the start of the current epoch."""
-        self._seek(self.epoch, 0)
-
-    def _seek(self, epoch: int, samples_consumed: int) -> None:
-        self._run += 1  # an iterator that is still live belongs to the old position
-        self.epoch, self.samples_consumed = epoch, samples_consumed
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position, and what it is a position in; JSON-able, independent of world and batch size."""
-        return {
-            "epoch": self.epoch,
-            "samples_consumed": self.samples_consumed,
-            "seed": self._walk.seed,
-            "split": self.split.name,
-            "dataset": self.dataset.fingerprint,
-            "order": asdict(self._walk.order),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved position.
-
-        Raises:
-            FeedlineError: the state belongs to another dataset, split, seed or order.
-        """
-        for key, mine in self.state_dict().items():
-            if key not in ("epoch", "samples_consumed") and state.get(key) != mine:
-                raise FeedlineError(
-                    f"the saved loader state has {key} {state.get(key)!r}, this loader {mine!r}: "
-                    "it can only continue on the same data in the same order"
-                )
-        self._seek(int(state["epoch"]), int(state["samples_consumed"]))
 
     def close(self) -> None:
         """Stop the background threads and free memory; iterating afterwards is an error."""

@@ -1,0 +1,67 @@
+"""Where a loader stands: a position that can be moved, saved and taken up again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shard.errors import FeedlineError
+
+
+class Position:
+    """Epoch and samples consumed of it; who moves it ends the iteration that is under way.
+
+    Attributes:
+        epoch: from 0.
+        samples_consumed: of this epoch, by all ranks together.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.samples_consumed = 0
+        self._run = 0  # number of the newest iterator; the position was moved where an iterator's differs
+
+    def _identity(self) -> dict[str, Any]:
+        """What this is a position in; JSON-able."""
+        raise NotImplementedError
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of `epoch`; does nothing if already in it, so that a resumed position is kept."""
+        if epoch != self.epoch:
+            self._seek(epoch, 0)
+
+    def rewind(self) -> None:
+        """Go back to the start of the current epoch."""
+        self._seek(self.epoch, 0)
+
+    def _seek(self, epoch: int, samples_consumed: int) -> None:
+        self._run += 1  # an iterator that is still live belongs to the old position
+        self.epoch, self.samples_consumed = epoch, samples_consumed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position, and what it is a position in; JSON-able, independent of world and batch size."""
+        return {
+            "epoch": self.epoch,
+            "samples_consumed": self.samples_consumed,
+            **self._identity(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position.
+
+        Raises:
+            FeedlineError: the state belongs to another dataset, split, seed or order.
+        """
+        for key, mine in self.state_dict().items():
+            if key not in ("epoch", "samples_consumed") and state.get(key) != mine:
+                raise FeedlineError(
+                    f"the saved loader state has {key} {state.get(key)!r}, this loader {mine!r}: "
+                    "it can only continue on the same data in the same order"
+                )
+        self._seek(int(state["epoch"]), int(state["samples_consumed"]))
+
+    def _require_newest(self, run: int) -> None:
+        if run != self._run:
+            raise FeedlineError(
+                "this iteration of the Loader is over: it was closed, moved (set_epoch, rewind, "
+                "load_state_dict) or iterated anew meanwhile"
+            )
