@@ -158,7 +158,9 @@ def test_ffcv(arch: str, epochs: int) -> None:
          "blurpool": True, "flip_tta": True, "eval_size": FFCV_ALL["val_res"], "loss": "ce", "precision": "fp16"},
     )  # fmt: skip
     assert config.input.eval_resize == round(256 / (224 / 256))
-    assert config.model.arguments()["zero_init_last"] is False  # torchvision's networks, zero_init_residual=False
+    assert (
+        config.model.arguments()["zero_init_last"] is False
+    )  # torchvision's networks, zero_init_residual=False
     assert config.input.train_transform() == RandomResizedCrop(size=192, scale=(0.08, 1.0), hflip=0.5)
     run = length(config)
     at = size_at(config.resolution, config.input.size, run)
