@@ -53,6 +53,8 @@ class Options:
     """Start from this configuration file instead of a recipe."""
     resume: str = "auto"
     """auto: go on with the run in the run folder if there is one; never: start afresh; or a checkpoint."""
+    check: bool = False
+    """Check flags, dataset and model, and leave; train nothing, write nothing, need no GPU."""
     dry_run: bool = False
     """Print what the training would take, after a few steps; write nothing."""
     find_batch_size: bool = False

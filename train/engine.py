@@ -19,7 +19,7 @@ from train.checkpoint import rng_state
 from train.config import Config, flat, to_dict
 from train.config import save as save_config
 from train.distributed import World
-from train.evaluate import Predict, Result, eval_line, evaluate, mirrored
+from train.evaluate import Predict, Result, augmented, eval_line, evaluate
 from train.inputs import eval_loader, first_images, train_loader
 from train.mix import Mixing
 from train.resolution import size_at, sizes
@@ -251,7 +251,7 @@ class Trainer:
         return self._evaluate(self.step.predict_averaged)
 
     def _evaluate(self, predict: Predict) -> Result | None:
-        predict = mirrored(predict) if self.config.evaluation.flip_tta else predict
+        predict = augmented(predict, self.config.evaluation)
         return evaluate(predict, self.eval_loader, self.world, lambda _: self.stop.due())
 
     def report(self) -> None:
