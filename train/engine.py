@@ -94,10 +94,9 @@ class Trainer:
             if content is not None:
                 self.state = restore(content, self.step, self.loader, world)
                 kept = content["metrics_bytes"] if keep_metrics else 0
-            self.metrics = open_metrics(
-                folder.metrics, config.telemetry, flat(config), kept, self.state.step, world
+            self.metrics = stack.enter_context(
+                open_metrics(folder.metrics, config.telemetry, flat(config), kept, self.state.step, world)
             )
-            stack.callback(self.metrics.close)
             last_step = content["step"] if content is not None and keep_metrics else None
             self.saver = Saver(folder, config.save, world.device, last_step)
             stack.callback(self.saver.close)
@@ -345,4 +344,4 @@ class Trainer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close loaders and metrics, give the signals back."""
-        self._stack.close()
+        self._stack.__exit__(kind, error, trace)
