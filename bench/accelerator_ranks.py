@@ -19,7 +19,6 @@ from typing import Any
 
 from bench.accelerator import Sized, Timings, emulate
 from bench.long_epochs import LongEpochs
-from bench.stages import endless_batches
 from loader import Loader, Transform
 from shard.errors import FeedlineError
 
@@ -177,7 +176,7 @@ def _serve(pipe: Connection, feeding: Feeding, rank: int, shared: _Shared) -> No
         try:
             if loader is None:
                 loader = _loader(feeding, rank, shared.number)
-                batches = endless_batches(loader)
+                batches = _endless(loader)
             shared.barrier.wait(_PATIENCE_S)
             timings = emulate(
                 batches, step_s, drain=feeding.prefetch + 1, meet=_Meeting(shared, rank, seconds),
@@ -193,6 +192,12 @@ def _serve(pipe: Connection, feeding: Feeding, rank: int, shared: _Shared) -> No
         pipe.send(answer)
     if loader is not None:
         loader.close()
+
+
+def _endless(loader: Loader) -> Iterator[Sized]:
+    # `bench.stages` has this too, but would bring the training and all that it imports into every process.
+    while True:
+        yield from loader
 
 
 def _loader(feeding: Feeding, rank: int, number: int) -> Loader:

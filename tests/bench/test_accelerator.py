@@ -1,0 +1,267 @@
+"""Emulated accelerators: the arithmetic with a made-up loader and a made-up clock, then the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.__main__ import main
+from bench.accelerator import (
+    PRESETS,
+    Accelerator,
+    Timings,
+    emulate,
+    feeds,
+    predicted,
+    rate,
+    utilisation,
+)
+from bench.accelerator_report import verdict
+from bench.accelerator_run import _search
+from bench.long_epochs import with_long_epochs
+from loader import RandomResizedCrop
+from shard.dataset import Dataset
+
+BATCH = 50
+
+
+@dataclass
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass
+class Images:
+    num_valid: int = BATCH
+
+
+def steady(clock: Clock, images_per_s: float, depth: int, stock: int = 0) -> Iterator[Images]:
+    """A loader of exactly this rate: one batch after another, as long as at most `depth` finished ones wait."""
+    finished = [clock.now] * stock  # when batch k is finished
+    taken: list[float] = []
+    k = 0
+    while True:
+        if k >= len(finished):
+            room = taken[k - depth] if k >= depth else 0.0  # batch k is begun when batch k - depth is taken
+            finished.append(max(finished[-1] if finished else 0.0, room) + BATCH / images_per_s)
+        clock.now = max(clock.now, finished[k])
+        taken.append(clock.now)
+        # What the loader finishes while nobody asks.
+        while len(finished) < k + 1 + depth:
+            n = len(finished)
+            if n - depth >= len(taken):
+                break
+            finished.append(max(finished[-1], taken[n - depth] if n >= depth else 0.0) + BATCH / images_per_s)
+        k += 1
+        yield Images()
+
+
+def run(
+    images_per_s: float,
+    demand: float,
+    *,
+    steps: int = 200,
+    depth: int = 4,
+    stock: int = 0,
+    blocking: bool = False,
+) -> Timings:
+    clock = Clock()
+    return emulate(
+        steady(clock, images_per_s, depth, stock),
+        BATCH / demand,
+        drain=depth + 1,
+        meet=lambda step, ready, elapsed_s: (ready, step < steps),
+        clock=clock,
+        sleep=clock.sleep,
+        blocking=blocking,
+    )
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize("times", [0.5, 0.8, 1, 1.25, 2])
+def test_utilisation_is_loader_over_demand(times: float, blocking: bool) -> None:
+    images_per_s = 1000.0
+    timings = run(images_per_s, times * images_per_s, blocking=blocking)
+    assert utilisation([timings]) == pytest.approx(predicted(images_per_s, times * images_per_s), abs=0.005)
+    assert timings.steps == 200
+    assert timings.images == 200 * BATCH
+    assert rate([timings]) == pytest.approx(images_per_s * min(1.0, times), rel=0.005)
+
+
+@given(st.floats(100, 10_000), st.floats(0.2, 3), st.integers(1, 8), st.integers(0, 8))
+def test_what_the_loader_had_in_stock_does_not_count(
+    images_per_s: float, times: float, depth: int, stock: int
+) -> None:
+    timings = run(images_per_s, times * images_per_s, depth=depth, stock=min(stock, depth))
+    assert utilisation([timings]) == pytest.approx(min(1.0, 1 / times), abs=0.03)
+
+
+def test_without_draining_a_stock_would_count() -> None:
+    clock = Clock()
+    timings = emulate(
+        steady(clock, 1000.0, depth=8, stock=8), BATCH / 2000.0, drain=0,
+        meet=lambda step, ready, elapsed_s: (ready, step < 20), clock=clock, sleep=clock.sleep,
+    )  # fmt: skip
+    assert utilisation([timings]) > 0.6  # not the 0.5 that the loader can keep up
+
+
+def test_waking_up_late_is_not_idling() -> None:
+    clock = Clock()
+
+    def late(seconds: float) -> None:
+        clock.now += seconds + 0.004
+
+    timings = emulate(
+        steady(clock, 1000.0, depth=4), BATCH / 500.0, drain=5,
+        meet=lambda step, ready, elapsed_s: (ready, step < 50), clock=clock, sleep=late,
+    )  # fmt: skip
+    assert utilisation([timings]) == pytest.approx(1)
+    assert rate([timings]) == pytest.approx(500)
+
+
+def test_all_wait_for_the_slowest() -> None:
+    clock = Clock()
+    timings = emulate(
+        steady(clock, 10_000.0, depth=4), 0.1, drain=5,
+        meet=lambda step, ready, elapsed_s: (ready + 0.1, step < 50), clock=clock, sleep=clock.sleep,
+    )  # fmt: skip
+    assert utilisation([timings]) == pytest.approx(0.5)
+
+
+def test_mlperf_storage_resnet50() -> None:
+    h100, a100 = PRESETS["h100-resnet50"], PRESETS["a100-resnet50"]
+    assert h100.demand == pytest.approx(1786, abs=0.5)
+    assert a100.demand == pytest.approx(920, abs=0.5)
+    # A loader of exactly that rate keeps it busy, one of 90 % just passes.
+    assert predicted(1786, h100.demand) == 1
+    assert [feeds(share * h100.demand, h100) for share in (0.89, 0.9, 1.79, 1.8, 7.2)] == [0, 1, 1, 2, 8]
+
+
+@given(st.integers(0, 12), st.integers(0, 20), st.integers(1, 10))
+def test_the_search_finds_the_last_that_passes(true: int, estimate: int, most: int) -> None:
+    tried: list[int] = []
+
+    def passes(number: int) -> bool:
+        tried.append(number)
+        return number <= true
+
+    found, at_least = _search(passes, estimate, most)
+    assert found == min(true, most)
+    assert at_least == (true >= most)
+    assert all(1 <= number <= most for number in tried)
+    assert found == most or found + 1 in tried  # measured, not inferred
+    assert found == 0 or found in tried
+
+
+def test_repeated_rows_get_other_crops(dataset: Dataset) -> None:
+    split, once = with_long_epochs(dataset, "train", 200).split("train"), dataset.split("train")
+    assert len(split) == 4 * len(once)
+    assert split.key(len(once) + 3) == once.key(3)
+    assert split.offset[len(once) + 3] == once.offset[3]
+    ids = [3, len(once) + 3]
+    first, second = RandomResizedCrop(size=32).params(0, 0, ids, split.width[ids], split.height[ids]).window
+    assert first.tolist() != second.tolist()
+    assert len(with_long_epochs(dataset, "train", 10).split("train")) == len(once)
+
+
+def command(dataset: Dataset, *more: str) -> list[str]:
+    small = ["--size", "16", "--batch-size", "8", "--repeats", "1", "--seconds", "0.02", "--threads", "1"]
+    return ["accelerator", "--data", str(dataset.root), *small, *more]
+
+
+def test_the_command(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "record.json"
+    flags = ["--accelerators", "2", "--step-ms", "20", "--no-search", "--check", "2", "--out", str(file)]
+    assert main(command(dataset, *flags)) == 0
+    out = capsys.readouterr().out
+    assert "20.0 ms per batch of 8 = 400 images/s each" in out
+    record = json.loads(file.read_text())
+    assert record["accelerator"]["source"] == "--step-ms 20"
+    (point,) = record["points"]
+    assert point["accelerators"] == 2
+    assert point["demand"] == 800
+    assert 0 < point["au"][0] <= 1
+    assert point["images_per_s"][0] <= 801  # never more than they ask for, however fast the loader
+    assert point["passed"] == (point["au"][0] >= 0.9)
+    (check,) = record["check"]
+    assert check["demand_over_loader"] == 2
+    assert 0 < check["au"] <= 1
+    assert "AU" in verdict(record)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--like", "h100-resnet50", "--step-ms", "3"], "--like, --step-ms are given together"),
+        (["--images-per-s", "0"], "--images-per-s is 0.0; it must be positive"),
+        (["--check", "1,fast"], "--check has 'fast'; it takes positive numbers"),
+        (["--accelerators", "17"], "--accelerators is 17, more than --most 16"),
+        (["--split", "test"], "has no split 'test'; it has train, val"),
+        (["--seconds", "-1"], "--seconds is -1.0; it must be positive"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert main(command(dataset, *flags)) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert [line for line in error if line.startswith("error: ")] == error[-1:]
+    assert message in error[-1]
+
+
+def test_a_loader_that_fails_is_named(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root = tmp_path / "damaged"
+    root.mkdir()
+    for path in dataset.root.rglob("*"):
+        target = root / path.relative_to(dataset.root)
+        target.mkdir(parents=True, exist_ok=True) if path.is_dir() else target.write_bytes(path.read_bytes())
+    for shard in (root / "train").glob("*.tar"):
+        shard.unlink()
+    damaged = Dataset.open(root)
+    assert main(command(damaged, "--accelerators", "2", "--images-per-s", "50", "--no-search")) == 1
+    assert "shard-00000" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_verdicts() -> None:
+    def record(found: int | None, *, at_least: bool = False) -> dict[str, object]:
+        def point(number: int, au: float) -> dict[str, object]:
+            interval = {"value": au, "low": au, "high": au, "confidence": 0.0}
+            return {
+                "accelerators": number,
+                "au_interval": interval,
+                "passed": au >= 0.9,
+                "loader_images_per_s": [800],
+            }
+
+        return {
+            "accelerator": {"demand": Accelerator(step_s=0.5, batch_size=200, source="").demand},
+            "settings": {"pass": 0.9},
+            "accelerators": 1,
+            "estimate": 2,
+            "feeds": found,
+            "feeds_at_least": at_least,
+            "points": [point(1, 0.98 if found else 0.5), point(2, 0.95), point(3, 0.6)],
+        }
+
+    assert "feeds 2 of them, 95.0% busy (pass: 90%); with 3 they are 60.0% busy" in verdict(record(2))
+    assert "feeds at least 2" in verdict(record(2, at_least=True))
+    assert "feeds no accelerator of this kind: its loader gives 800 images/s, which is 2.00" in verdict(
+        record(0)
+    )
+    assert "AU 50.0% with 1: does not pass" in verdict(record(None))
