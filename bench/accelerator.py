@@ -161,6 +161,23 @@ def emulate(
             sleep(max(0.0, start - clock()))
 
 
+def hold(
+    batches: Iterator[Sized],
+    images_per_s: float,
+    depth: int,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> Iterator[Sized]:
+    """Hold a faster loader back to a known rate, like one that makes batch after batch, at most `depth` ahead."""
+    free = clock()  # when the batch is ready
+    while True:
+        batch = next(batches)
+        period = batch.num_valid / images_per_s
+        free = max(free, clock() - (depth + 1) * period) + period
+        sleep(max(0.0, free - clock()))
+        yield batch
+
+
 def utilisation(ranks: Sequence[Timings]) -> float:
     """AU of all accelerators, 0 … 1: the mean of theirs."""
     return fmean(one.compute_s / one.total_s for one in ranks)

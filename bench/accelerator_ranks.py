@@ -17,7 +17,7 @@ from threading import BrokenBarrierError
 from types import TracebackType
 from typing import Any
 
-from bench.accelerator import Sized, Timings, emulate
+from bench.accelerator import Sized, Timings, emulate, hold
 from bench.long_epochs import LongEpochs
 from loader import Loader, Transform
 from shard.errors import FeedlineError
@@ -102,12 +102,18 @@ class Ranks:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def run(self, step_s: float, seconds: float) -> list[Timings]:
-        """Let all accelerators compute for about `seconds`, `step_s` per batch; 0: as fast as batches come."""
+    def run(self, step_s: float, seconds: float, held: float | None = None) -> list[Timings]:
+        """Let all accelerators compute for about `seconds`.
+
+        Args:
+            step_s: computing per batch; 0: take batches as fast as they come.
+            seconds: of all steps together.
+            held: images/s that each loader is held back to; None: it is not.
+        """
         self._shared.last.value = -1
         for pipe in self._pipes:
             with suppress(BrokenPipeError):  # its answer will say why
-                pipe.send((step_s, seconds))
+                pipe.send((step_s, seconds, held))
         answers = self._answers()
         if failed := [text for text, _ in answers if text]:
             # Those that waited for the one that failed say only that.
@@ -169,7 +175,7 @@ def _serve(pipe: Connection, feeding: Feeding, rank: int, shared: _Shared) -> No
     batches: Iterator[Sized] = iter(())
     while True:
         try:
-            step_s, seconds = pipe.recv()
+            step_s, seconds, held = pipe.recv()
         except EOFError:
             break
         answer: _Answer
@@ -178,8 +184,11 @@ def _serve(pipe: Connection, feeding: Feeding, rank: int, shared: _Shared) -> No
                 loader = _loader(feeding, rank, shared.number)
                 batches = _endless(loader)
             shared.barrier.wait(_PATIENCE_S)
+            source = batches
+            if held is not None:
+                source = hold(batches, held, feeding.prefetch, time.perf_counter, time.sleep)
             timings = emulate(
-                batches, step_s, drain=feeding.prefetch + 1, meet=_Meeting(shared, rank, seconds),
+                source, step_s, drain=feeding.prefetch + 1, meet=_Meeting(shared, rank, seconds),
                 clock=time.perf_counter, sleep=time.sleep, blocking=feeding.blocking and step_s > 0,
             )  # fmt: skip
             answer = ("", timings)

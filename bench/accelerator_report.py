@@ -21,7 +21,9 @@ def table(record: dict[str, Any]) -> str:
     ]
     if record["check"]:
         rows = _aligned([_CHECK_HEAD, *map(_check_row, record["check"])])
-        lines += ["", "The emulation, against min(1, loader ÷ demand):", *rows]
+        held = record["settings"]["check_held_images_per_s"]
+        loader = f"the loader, held back to {held:,.0f} images/s" if held else "the loader's own rate"
+        lines += ["", f"The emulation against min(1, X ÷ demand), X being {loader}:", *rows]
     return "\n".join(lines)
 
 

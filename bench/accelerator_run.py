@@ -35,6 +35,7 @@ class Plan:
         most: greatest number that is tried.
         search: find how many are fed.
         ratios: demands to check the emulation with, as multiples of what the loader gives; see `_check`.
+        held: images/s to which the loader is held back for that; None: what it gives is measured.
         threads: decoding threads of each loader; None: its share of the cores.
         prefetch: batches that each loader prepares ahead.
         blocking: see `bench.accelerator.emulate`.
@@ -49,6 +50,7 @@ class Plan:
     most: int = 16
     search: bool = True
     ratios: tuple[float, ...] = ()
+    held: float | None = None
     threads: int | None = None
     prefetch: int = 4
     blocking: bool = False
@@ -86,6 +88,7 @@ def accelerator(plan: Plan, say: Say) -> dict[str, Any]:
             "prefetch": plan.prefetch,
             "blocking": plan.blocking,
             "pass": PASS,
+            "check_held_images_per_s": plan.held,
             "config": to_dict(plan.config),
         },
         "accelerator": {"name": plan.name, **asdict(plan.accelerator), "demand": plan.accelerator.demand},
@@ -146,7 +149,8 @@ def _point(plan: Plan, number: int, say: Say) -> dict[str, Any]:
 def _check(plan: Plan, say: Say) -> list[dict[str, Any]]:
     """Compare AU with min(1, X ÷ demand), for accelerators that want multiples of what the loader gives.
 
-    What it gives, X, is measured right before and right after each of them: on a shared machine it changes.
+    What it gives, X, is the rate that it is held back to, or else is measured right before and right after each of
+    them: on a shared machine it changes.
     """
     # Many short measurements, close to each other in time.
     batch_size = min(plan.accelerator.batch_size, _CHECK_BATCH)
@@ -158,12 +162,12 @@ def _check(plan: Plan, say: Say) -> list[dict[str, Any]]:
         ranks.run(0.0, seconds)
         for repeat in range(plan.repeats):
             say(f"checking the emulation: repeat {repeat + 1} of {plan.repeats}")
-            before = rate(ranks.run(0.0, seconds))
+            before = plan.held or rate(ranks.run(0.0, seconds))
             for i in range(len(plan.ratios)):
                 ratio = plan.ratios[(i + repeat) % len(plan.ratios)]
                 one = replace(plan.accelerator, batch_size=batch_size, step_s=batch_size / (ratio * before))
-                timings = ranks.run(one.step_s, seconds)
-                after = rate(ranks.run(0.0, seconds))
+                timings = ranks.run(one.step_s, seconds, plan.held)
+                after = plan.held or rate(ranks.run(0.0, seconds))
                 given, au = fmean((before, after)), utilisation(timings)
                 found[ratio].append(
                     {

@@ -48,6 +48,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--no-search", action="store_true", help="do not look for the number that is fed")
     add("--most", type=positive, default=16, help="greatest number to try (default: 16)")
     add("--check", metavar="RATIOS", help="also compare AU with loader ÷ demand: 0.5,0.8,1,1.25,2")
+    add(
+        "--hold",
+        type=float,
+        metavar="X",
+        help="with --check: hold the loader back to X images/s, a known rate",
+    )
     add("--repeats", type=positive, default=3, help="of every measurement (default: 3)")
     add("--seconds", type=float, default=5.0, help="of each (default: 5)")
     add("--out", type=Path, help="also write the record to this file")
@@ -63,6 +69,8 @@ def _run(options: argparse.Namespace) -> int:
             f"--accelerators is {options.accelerators}, more than --most {options.most}; raise it"
         )
     ratios = tuple(_number("--check", text) for text in options.check.split(",")) if options.check else ()
+    if options.hold is not None and not (ratios and options.hold > 0):
+        raise FeedlineError(f"--hold is {options.hold}; it must be positive, and belongs to --check")
     plan = Plan(
         config=training_config(options),
         name=name,
@@ -71,6 +79,7 @@ def _run(options: argparse.Namespace) -> int:
         most=options.most,
         search=not options.no_search,
         ratios=ratios,
+        held=options.hold,
         threads=options.threads,
         prefetch=options.prefetch,
         blocking=options.blocking,

@@ -72,6 +72,11 @@ def fit_network(points: Sequence[Measured]) -> Network:
     return Network(*(found / scale).tolist())
 
 
+def worst_error(network: Network, points: Sequence[Measured]) -> float:
+    """Greatest relative error of the model among measured all-reduces: 0.5 is half or one and a half times."""
+    return max(abs(network.all_reduce(p.ranks, p.size_bytes) / p.seconds - 1) for p in points)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """A data-parallel training that is simulated.

@@ -43,6 +43,12 @@ def table(record: dict[str, Any]) -> str:
         "",
         law_text(record),
     ]
+    if record["network"] is not None:
+        network = record["network"]
+        lines += [
+            f"All-reduce by {network['backend']}: {1e6 * network['alpha_s']:,.1f} µs per message, "
+            f"{_gb_per_s(network['beta_s'])}; the model is off by up to {network['worst_relative_error']:.0%}."
+        ]
     for scenario in record["simulated"]:
         lines += ["", *_scenario(scenario)]
     return "\n".join(lines)
@@ -203,9 +209,10 @@ def _draw_all_reduces(axes: Any, record: dict[str, Any]) -> None:
         sizes = [p["size_bytes"] for p in mine]
         colour = ("#1b6ca8", "#2e8b57", "#8a4fa3", "#c9772b")[i % 4]
         axes.plot(sizes, [1e3 * p["seconds"] for p in mine], "o", color=colour, label=f"measured, {n} ranks")
+        smooth = [sizes[0] * (sizes[-1] / sizes[0]) ** (i / 100) for i in range(101)]
         axes.plot(
-            sizes,
-            [1e3 * model.all_reduce(n, s) for s in sizes],
+            smooth,
+            [1e3 * model.all_reduce(n, s) for s in smooth],
             color=colour,
             linewidth=1,
             label=f"model, {n} ranks",
@@ -214,7 +221,7 @@ def _draw_all_reduces(axes: Any, record: dict[str, Any]) -> None:
     axes.set_yscale("log")
     ticks = [2**k for k in (12, 16, 20, 24)]
     axes.xaxis.set_ticks(ticks, ["4 KiB", "64 KiB", "1 MiB", "16 MiB"])
-    axes.set_xlabel("all-reduce")
+    axes.set_xlabel("bytes of an all-reduce")
     axes.set_ylabel("milliseconds")
     axes.set_title(
         f"{network['backend']}: {1e6 * network['alpha_s']:,.0f} µs per message, {_gb_per_s(network['beta_s'])}",

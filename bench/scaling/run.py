@@ -23,7 +23,7 @@ from bench.intervals import median_interval, ratio_interval
 from bench.long_epochs import with_long_epochs
 from bench.measure import measure
 from bench.scaling.law import extrapolate, extremes, fit, speedups
-from bench.scaling.network import Measured, Network, Scenario, fit_network, simulate
+from bench.scaling.network import Measured, Network, Scenario, fit_network, simulate, worst_error
 from bench.scaling.ranks import Job, Ranks, measure_ranks
 from bench.stages import Load
 from loader import Loader
@@ -109,7 +109,13 @@ def make_record(plan: Plan, measured: dict[str, Any]) -> dict[str, Any]:
             for one in (extrapolate(rates, ahead) if len(rates) > 1 else [])
         ],
         "all_reduces": measured["all_reduces"],
-        "network": None if network is None else {"backend": measured["backend"], **asdict(network)},
+        "network": None
+        if network is None
+        else {
+            "backend": measured["backend"],
+            **asdict(network),
+            "worst_relative_error": round(worst_error(network, points), 3),
+        },
         # Those that were measured, too: they show how good the simulation is.
         "simulated": [
             _simulated(one, sorted({*rates, *ahead} - {1}))
