@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 
 from bench.accelerator import PRESETS
@@ -88,7 +89,8 @@ def _plan(options: argparse.Namespace) -> Plan:
     counts = _counts(options.counts)
     config = training_config(options)
     # The same for every count: what one process has must not shrink when there are two.
-    threads = options.threads or max(1, usable_cores() // max(counts))
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", max(counts)))
+    threads = options.threads or max(1, usable_cores() // beside)
     config = dataclasses.replace(config, input=dataclasses.replace(config.input, loader_threads=threads))
     batch_size = config.input.batch_size
     if options.strong and (bad := [n for n in counts if batch_size % n]):

@@ -83,8 +83,9 @@ class Scenario:
 
     Attributes:
         name: for people.
-        step_s: seconds of a step of one rank alone.
+        step_s: seconds of a step of one rank (or node) alone.
         batch_size: images in it.
+        unit: ranks per count, which one step alone already has: 1, or those of a node.
         gradient_bytes: that are averaged in each step.
         network: between any two neighbours in the ring.
         strong: the global batch stays the same, and each rank's share of it shrinks.
@@ -93,6 +94,7 @@ class Scenario:
     name: str
     step_s: float
     batch_size: int
+    unit: int = 1
     gradient_bytes: int
     network: Network
     strong: bool
@@ -103,8 +105,8 @@ class Simulated:
     """Speed-up of a scenario at a count; not measured.
 
     Attributes:
-        count: ranks.
-        all_reduce_s: seconds of averaging in each step.
+        count: ranks, or nodes.
+        all_reduce_s: seconds of averaging in each step, beyond those that one alone needs.
         low: speed-up if nothing else happens meanwhile.
         high: speed-up if all of it may happen during the backward pass.
     """
@@ -118,7 +120,11 @@ class Simulated:
 def simulate(scenario: Scenario, count: int) -> Simulated:
     """Let `count` ranks train, each computing as fast as one alone, with only their all-reduces in the way."""
     compute_s = scenario.step_s / (count if scenario.strong else 1)
-    traffic_s = scenario.network.all_reduce(count, scenario.gradient_bytes)
+    traffic_s, already_s = (
+        scenario.network.all_reduce(ranks, scenario.gradient_bytes)
+        for ranks in (count * scenario.unit, scenario.unit)
+    )
+    traffic_s = max(0.0, traffic_s - already_s)
     apart = compute_s + traffic_s
     hidden = (1 - _BACKWARD) * compute_s + max(_BACKWARD * compute_s, traffic_s)
     work = scenario.step_s * (1 if scenario.strong else count)

@@ -158,12 +158,13 @@ def _scenarios(
     """What is simulated, and the assumptions it rests on."""
     found = []
     if network is not None:
-        batch_size = plan.config.input.batch_size
         unit = measured["local_size"] if plan.over == "nodes" else 1
+        images = plan.config.input.batch_size * (1 if plan.strong else unit)
         scenario = Scenario(
             name=f"{plan.config.model.arch} as measured here, network as measured here ({measured['backend']})",
-            step_s=batch_size * (1 if plan.strong else unit) / median(rates[1]),
-            batch_size=batch_size,
+            step_s=images / median(rates[1]),
+            batch_size=images,
+            unit=unit,
             gradient_bytes=measured["gradient_bytes"],
             network=network,
             strong=plan.strong,

@@ -122,6 +122,9 @@ def test_simulated_steps() -> None:
     assert strong.low == pytest.approx(0.3 / (0.075 + 0.15))
     assert strong.high == pytest.approx(0.3 / (0.025 + 0.15))
     assert simulate(scenario(gb_per_s=1e9), 4).low == pytest.approx(4)
+    # Two nodes of 4: from 2 · 3/4 to 2 · 7/8 of 0.1 s.
+    assert simulate(replace(scenario(), unit=4), 2).all_reduce_s == pytest.approx(0.025)
+    assert simulate(replace(scenario(), unit=4), 1).low == 1
 
 
 def make_plan(**values: object) -> Plan:
