@@ -11,8 +11,9 @@ from bench.accelerator import PRESETS
 from bench.options import positive, publish, require_positive, say, training_config
 from bench.report import require_matplotlib
 from bench.scaling.network import Network
+from bench.scaling.plan import OVER, Plan
 from bench.scaling.report import picture, table
-from bench.scaling.run import OVER, Plan, scaling
+from bench.scaling.run import scaling
 from loader.resolve import usable_cores
 from shard.errors import FeedlineError
 from train.recipes import RECIPES

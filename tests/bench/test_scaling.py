@@ -15,8 +15,9 @@ from bench.__main__ import main
 from bench.accelerator import PRESETS
 from bench.scaling.law import Law, extrapolate, extremes, fit, speedups
 from bench.scaling.network import Measured, Network, Scenario, fit_network, simulate, worst_error
+from bench.scaling.plan import Plan
+from bench.scaling.record import make_record
 from bench.scaling.report import picture, table
-from bench.scaling.run import Plan, make_record
 from shard.dataset import Dataset
 from train.config import Config
 from train.inputs import InputConfig
@@ -230,6 +231,22 @@ def test_processes(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert record["simulated"][0]["gradient_bytes"] > 1e6
 
 
+@pytest.mark.gpu
+def test_gpus(dataset: Dataset, tmp_path: Path) -> None:
+    assert main(command(dataset, tmp_path, "--over", "gpus", "--counts", "1")) == 0
+    record = json.loads((tmp_path / "scaling.json").read_text())
+    assert record["environment"]["gpu"]["name"]
+    assert record["points"][0]["images_per_s"][0] > 0
+
+
+def test_what_a_rank_says_is_the_error(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--over", "processes", "--counts", "1", "--model", "resnet5000"]
+    assert main(command(dataset, tmp_path / "out", *flags)) == 1
+    assert "failed: arch is 'resnet5000'" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -243,7 +260,7 @@ def test_processes(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--over", "processes", "--counts", "1,3", "--strong"], "--batch-size 8 does not divide into 3"),
         (["--over", "nodes"], "--over nodes needs torchrun on every node"),
         (["--over", "threads", "--gb-per-s", "0"], "--gb-per-s is 0.0; it must be positive"),
-        (["--over", "threads", "--split", "test"], "has no split 'test'; it has train, val"),
+        (["--over", "processes", "--split", "test"], "has no split 'test'; it has train, val"),
     ],
 )
 def test_mistakes_end_in_one_line(
