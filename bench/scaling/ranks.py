@@ -34,6 +34,7 @@ from train.distributed import World, end_with_parent
 from train.inputs import train_loader
 
 SIZES = tuple(2**k for k in (12, 14, 16, 18, 20, 22, 24, 25))  # bytes: 4 KiB to 32 MiB
+PROGRESS = "scaling: "  # what a line of progress begins with
 _TIMEOUT = timedelta(seconds=300)
 _WARM_STEPS, _LEAST_STEPS, _DRAIN = 3, 4, 4
 _ALL_REDUCES = 7
@@ -47,6 +48,7 @@ class Job:
     Attributes:
         config: of the training; its batch size is that of one rank (weak) or of all (strong).
         strong: the global batch stays the same.
+        over: what is counted, for people.
         counts: groups to form.
         unit: ranks per count: 1, or those of a node.
         device: "cpu" or "cuda".
@@ -56,6 +58,7 @@ class Job:
 
     config: Config
     strong: bool
+    over: str
     counts: tuple[int, ...]
     unit: int
     device: str
@@ -106,7 +109,7 @@ def measure_ranks(job: Job, ranks: Ranks) -> dict[str, Any] | None:
             with _Group(job, ranks, count, name) as group:
                 if group.member:
                     if ranks.rank == 0:
-                        print(f"scaling: {name}", file=sys.stderr, flush=True)
+                        print(f"{PROGRESS}{name} {job.over}", file=sys.stderr, flush=True)
                     rate, gradient_bytes = _train(job, group)
                     rates[count].append(round(rate, 2))
     all_reduces = _all_reduces(job, ranks)

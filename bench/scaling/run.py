@@ -18,7 +18,7 @@ import torch
 from bench.long_epochs import with_long_epochs
 from bench.measure import measure
 from bench.scaling.plan import Plan
-from bench.scaling.ranks import Job, Ranks, measure_ranks
+from bench.scaling.ranks import PROGRESS, Job, Ranks, measure_ranks
 from bench.scaling.record import make_record
 from bench.stages import Load
 from loader import Loader
@@ -73,6 +73,7 @@ def _job(plan: Plan, local_size: int) -> Job:
     return Job(
         config=plan.config,
         strong=plan.strong,
+        over=plan.over,
         counts=plan.counts,
         unit=local_size if plan.over == "nodes" else 1,
         device="cuda" if cuda else "cpu",
@@ -88,24 +89,22 @@ def _torchrun(plan: Plan, say: Say) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="feedline-scaling-") as folder:
         job, out = Path(folder, "job.pickle"), Path(folder, "out.json")
         job.write_bytes(pickle.dumps(_job(plan, number)))
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(number),
-        ]
-        command += ["-m", "bench.scaling.ranks", str(job), str(out)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(number), "-m", "bench.scaling.ranks", str(job), str(out)]
         say(f"starting {number} processes with torchrun")
-        log = Path(folder, "log.txt")
-        with log.open("wb") as file:
-            status = subprocess.run(
-                command, stdout=file, stderr=file, env=_environment(plan), check=False
-            ).returncode
-        if status or not out.exists():
+        lines: list[str] = []
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            env=_environment(plan),
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line.strip())
+                if line.startswith(PROGRESS):
+                    say(line.removeprefix(PROGRESS).rstrip())
+        if process.returncode or not out.exists():
             said = Path(f"{out}.error")
-            why = said.read_text() if said.exists() else _last_words(log)
+            why = said.read_text() if said.exists() else _last_words(lines)
             raise FeedlineError(f"scaling over {plan.over} failed: {why}")
         found: dict[str, Any] = json.loads(out.read_text())
     return found
@@ -131,7 +130,6 @@ def _require(plan: Plan, number: int) -> None:
         )
 
 
-def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def _last_words(lines: list[str]) -> str:
     errors = [line for line in lines if "Error" in line and "ChildFailedError" not in line]
-    return (errors or lines or ["it said nothing"])[0]
+    return (errors or [line for line in lines if line] or ["it said nothing"])[0]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +21,7 @@ from bench.accelerator import (
     rate,
     utilisation,
 )
+from bench.accelerator_ranks import _Meeting, _Shared
 from bench.accelerator_report import verdict
 from bench.accelerator_run import _search
 from bench.long_epochs import with_long_epochs
@@ -106,6 +111,25 @@ def test_all_wait_for_the_slowest() -> None:
         meet=lambda step, ready, elapsed_s: (ready + 0.1, step < 50), clock=clock, sleep=clock.sleep,
     )  # fmt: skip
     assert utilisation([timings]) == pytest.approx(0.5)
+
+
+def test_all_ranks_begin_at_the_same_time_and_end_with_the_same_step() -> None:
+    shared = _Shared(3, threading.Barrier(3), SimpleNamespace(value=-1), [0.0] * 6)
+
+    def rank(number: int) -> list[tuple[float, bool]]:
+        meeting, answers = _Meeting(shared, number, seconds=10.0), []
+        more, step = True, 0
+        while more:
+            start, more = meeting(step, ready=100.0 * step + (step + number) % 3, elapsed_s=2.0 * step)
+            answers.append((start, more))
+            step += 1
+        return answers
+
+    with ThreadPoolExecutor(3) as pool:
+        first, second, third = pool.map(rank, range(3))
+    assert first == second == third
+    assert [start for start, _ in first] == [100.0 * step + 2 for step in range(6)]
+    assert [more for _, more in first] == [True] * 5 + [False]  # the sixth begins when 10 s have gone
 
 
 def test_mlperf_storage_resnet50() -> None:
