@@ -37,7 +37,7 @@ SIZES = tuple(2**k for k in (12, 14, 16, 18, 20, 22, 24, 25))  # bytes: 4 KiB to
 PROGRESS = "scaling: "  # what a line of progress begins with
 _TIMEOUT = timedelta(seconds=300)
 _WARM_STEPS, _LEAST_STEPS, _DRAIN = 3, 4, 4
-_ALL_REDUCES = 7
+_ALL_REDUCES = 11
 _EPOCH_STEPS = 5000
 
 
@@ -192,30 +192,29 @@ def _train(job: Job, group: _Group) -> tuple[float, int]:
 
 
 def _all_reduces(job: Job, ranks: Ranks) -> list[Measured]:
-    """Median seconds of all-reduces of several sizes, for every count with several ranks."""
+    """Median seconds of all-reduces of several sizes, in turn, for every count with several ranks."""
     found: list[Measured] = []
     for count in job.counts:
         if count * job.unit < 2:
             continue
         with _Group(job, ranks, count, f"all-reduces of {count}") as group:
-            if group.member:
-                found += [
-                    Measured(group.size, size, _all_reduce_s(size, group.world.device)) for size in SIZES
-                ]
+            if not group.member:
+                continue
+            messages = {size: torch.zeros(size // 4, device=group.world.device) for size in SIZES}
+            for message in messages.values():
+                _all_reduce_s(message)  # the first one connects
+            rounds = [{size: _all_reduce_s(messages[size]) for size in SIZES} for _ in range(_ALL_REDUCES)]
+            found += [Measured(group.size, size, median(one[size] for one in rounds)) for size in SIZES]
     return found
 
 
-def _all_reduce_s(size_bytes: int, device: torch.device) -> float:
-    message = torch.zeros(size_bytes // 4, device=device)
-    seconds = []
-    for _ in range(_ALL_REDUCES + 1):
-        dist.barrier()
-        began = time.perf_counter()
-        dist.all_reduce(message)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return median(seconds[1:])  # the first one connects
+def _all_reduce_s(message: torch.Tensor) -> float:
+    dist.barrier()
+    began = time.perf_counter()
+    dist.all_reduce(message)
+    if message.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def main(arguments: list[str]) -> int:
