@@ -84,8 +84,8 @@ class Costs:
     def parts(self) -> dict[str, float]:
         """What takes part of the cores (CPU seconds per image) or of preparing (wall seconds), by bottleneck."""
         if self.shared:
-            parts = {"decode": self.decode_core_s, "augment": self.augment_core_s}
-            return parts | {"model": self.model_core_s}
+            parts = {"storage": self.read_core_s, "decode": self.decode_core_s}
+            return parts | {"augment": self.augment_core_s, "model": self.model_core_s}
         return {
             "decode": self.prepare_s * (1 - self.augment_share),
             "augment": self.prepare_s * self.augment_share,

@@ -98,6 +98,7 @@ def diagnose(plan: Plan, device: torch.device, say: Callable[[str], None]) -> di
         "costs_per_image": [_rounded(asdict(one)) for one in costs],
         "resources_s_per_image": _rounded(middle.times()),
         "parts_s_per_image": _rounded(middle.parts()),
+        "free_cores": round(middle.free_cores, 2),
         "verdict": _rounded(asdict(verdict)),
         "suggestions": [_suggestion(change, tried.get(change.how)) for change in changes],
     }

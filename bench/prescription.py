@@ -25,15 +25,13 @@ def _verdict(record: dict[str, Any]) -> list[str]:
         f"{_WORDS[verdict['bottleneck']]} ({verdict['agreeing']} of {verdict['repeats']} repeats say so): "
         f"{verdict['real']:,.0f} images/s."
     ]
-    lines.append(
-        f"Per 1,000 images: {_per_thousand(record['resources_s_per_image'], ' s')}"
-        + (
-            f"; of the cores' time {_per_thousand(record['parts_s_per_image'], ' CPU s')}"
-            if "cores" in record["resources_s_per_image"]
-            else f"; of preparing {_per_thousand(record['parts_s_per_image'], ' s')}"
-        )
-        + "."
-    )
+    times, parts = record["resources_s_per_image"], record["parts_s_per_image"]
+    if "cores" in times:
+        of = f"; on the cores {_per_thousand(parts, ' CPU s')}, with {record['free_cores']:.2g} of the "
+        of += f"{record['environment']['cores']} cores to be had"
+    else:
+        of = f"; of preparing {_per_thousand(parts, ' s')}"
+    lines.append(f"Per 1,000 images: {_per_thousand(times, ' s')}{of}.")
     lines.append(
         f"The training loop waits for the loader {waits['wait_share']:.0%} of its time, for bytes "
         f"{waits['read_wait_share']:.0%}; page cache {record['settings']['page_cache']}."

@@ -37,6 +37,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--backend", choices=("auto", "dali", "torch"), help="decoder of the loader (default: auto)")
     add("--threads", type=positive, help="decoding threads (default: one per core)")
     add("--shuffle", choices=("global", "window"), help="order (default: the recipe's, or global)")
+    add("--window", type=positive, metavar="SHARDS", help="that a lane of the order window mixes")
+    add("--lanes", type=positive, help="lanes of the order window")
     add("--cache", type=Path, metavar="FOLDER", help="that training would use for a dataset at a URL")
     add("--cache-gb", type=float, metavar="GB", help="most that this cache may take")
     add(
@@ -79,6 +81,8 @@ def _config(options: argparse.Namespace) -> Config:
         "augment": options.augment,
         "loader_threads": options.threads,
         "shuffle": options.shuffle,
+        "window": options.window,
+        "lanes": options.lanes,
         "cache": options.cache,
         "cache_gb": options.cache_gb,
     }
