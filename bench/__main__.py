@@ -1,14 +1,14 @@
-"""Command line: python -m bench throughput | doctor | overhead | peers | parity | packing | remote | shuffle."""
+"""Command line: python -m bench COMMAND; `--help` lists the commands."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from bench.commands import doctor, overhead, packing, parity, peers, remote, shuffle, throughput
+from bench.commands import doctor, overhead, packing, parity, peers, remote, report, shuffle, throughput
 from shard.errors import FeedlineError
 
-_COMMANDS = (throughput, doctor, overhead, peers, parity, packing, remote, shuffle)
+_COMMANDS = (throughput, doctor, overhead, peers, parity, packing, remote, shuffle, report)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,8 @@ what can be hidden, throughput is that of the resource which one image occupies 
 - with a GPU, preparing images (decode, resize, augment) takes `prepare_s` and the model `model_s`, side by side;
 - without one, both use the same cores: CPU seconds add up, and are divided by the cores that were to be had, which is
   the most that any stage kept busy when it was measured alone. Wait shares say little here: a loop that hardly waits
-  may still be slow because decoding takes its cores.
+  may still be slow because decoding takes its cores. The step's own time is a bound besides, where it is unable to use
+  all cores.
 
 The resource with the longest time per image limits. Where that is the cores, or the preparation, the stage that takes
 the largest part of it is the bottleneck. The verdict is taken in every repeat, the most frequent one counts.
@@ -79,7 +80,7 @@ class Costs:
             return times | {"preparing": self.prepare_s, "model": self.model_s}
         core_s = self.read_core_s + self.decode_core_s + self.augment_core_s + self.model_core_s
         # The step alone is a bound, too: it may be unable to use all cores.
-        return times | {"cores": max(core_s / self.free_cores, self.model_s)}
+        return times | {"cores": core_s / self.free_cores, "model": self.model_s}
 
     def parts(self) -> dict[str, float]:
         """What takes part of the cores (CPU seconds per image) or of preparing (wall seconds), by bottleneck."""

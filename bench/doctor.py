@@ -22,6 +22,7 @@ from bench.environment import environment
 from bench.intervals import ratio_interval
 from bench.measure import Series, Stage, measure
 from bench.parts import Copy, HostToDevice, Prepare, Train, Windows, device_copy
+from bench.prescription import summary
 from bench.remedies import Change, Remedies, Setup
 from bench.samples import Sample, is_remote, take_sample
 from bench.stages import Synthetic
@@ -85,7 +86,7 @@ def diagnose(plan: Plan, device: torch.device, say: Callable[[str], None]) -> di
         say(f"{verdict.bottleneck} limits; looking for what helps")
         changes = clinic.remedies().against(verdict, middle)
         tried = clinic.verify([c for c in changes if c.setup is not None], say) if plan.verify else {}
-    return {
+    record = {
         "benchmark": "doctor",
         "environment": environment(device),
         "settings": clinic.settings(),
@@ -102,6 +103,7 @@ def diagnose(plan: Plan, device: torch.device, say: Callable[[str], None]) -> di
         "verdict": _rounded(asdict(verdict)),
         "suggestions": [_suggestion(change, tried.get(change.how)) for change in changes],
     }
+    return record | {"summary": " ".join(summary(record))}
 
 
 class _Clinic:

@@ -155,7 +155,7 @@ class Train:
         began, counters = time.perf_counter(), self.loader.counters
         if began - self._ended > _PAUSE_S:
             self._left = self.lead_in
-        waited, read_waited = counters.wait_s, counters.read_wait_s
+        waited, read_waited = counters.wait_s, counters.read_wait_s + counters.fetch_wait_s
         batch = next(self._batches)
         images = batch.images if self._copy is None else self._copy(batch.images)
         self._train_step.forward_backward(images, batch.labels, batch.valid)
@@ -166,7 +166,7 @@ class Train:
         else:
             self.seconds += self._ended - began
             self.wait_s += counters.wait_s - waited
-            self.read_wait_s += counters.read_wait_s - read_waited
+            self.read_wait_s += counters.read_wait_s + counters.fetch_wait_s - read_waited
         return batch.num_valid, 0
 
     @property
@@ -176,7 +176,7 @@ class Train:
 
     @property
     def read_wait_share(self) -> float:
-        """Share of the time that bytes were waited for; 0 … 1."""
+        """Share of the time that bytes were waited for, shards of a store included; 0 … 1."""
         return self.read_wait_s / self.seconds if self.seconds else 0.0
 
     def synchronize(self) -> None:

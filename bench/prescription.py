@@ -16,10 +16,11 @@ _WORDS = {
 
 def prescription(record: dict[str, Any]) -> str:
     """What limits, the figures that show it, and what to change."""
-    return "\n".join([*_verdict(record), "", *_stages(record), "", *_changes(record)])
+    return "\n".join([*summary(record), "", *_stages(record), "", *_changes(record)])
 
 
-def _verdict(record: dict[str, Any]) -> list[str]:
+def summary(record: dict[str, Any]) -> list[str]:
+    """What limits, and the figures that show it, as sentences."""
     verdict, waits = record["verdict"], record["waits"]
     lines = [
         f"{_WORDS[verdict['bottleneck']]} ({verdict['agreeing']} of {verdict['repeats']} repeats say so): "
