@@ -6,6 +6,7 @@ tables and charts out of whatever a record holds.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,16 +75,18 @@ def page(records: dict[str, dict[str, Any]], title: str = "feedline: benchmarks"
     """The page as HTML; `records` by file name."""
     newest = sorted(records.items(), key=lambda item: (_date(item[1]), item[0]), reverse=True)
     sections = [_section(number, file, record) for number, (file, record) in enumerate(newest)]
+    overview = _overview(sections, [record for _, record in newest])
+    return _template().render(title=title, sections=sections, overview=overview)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
     web = files("bench") / "web"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     # Our own two files go into elements whose content browsers take as it is; all else is escaped.
-    own = {
-        name: Markup((web / file).read_text(encoding="utf-8"))
-        for name, file in (("css", "page.css"), ("script", "page.js"))
-    }
-    template = environment.from_string((web / "page.html").read_text(encoding="utf-8"))
-    overview = _overview(sections, [record for _, record in newest])
-    return template.render(title=title, sections=sections, overview=overview, **own)
+    for name, file in (("css", "page.css"), ("script", "page.js")):
+        environment.globals[name] = Markup((web / file).read_text(encoding="utf-8"))
+    return environment.from_string((web / "page.html").read_text(encoding="utf-8"))
 
 
 def _date(record: dict[str, Any]) -> str:

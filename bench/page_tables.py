@@ -98,7 +98,7 @@ def tables(results: dict[str, Any], prefix: str = "") -> list[Table]:
             else:
                 plain = flat(value)
                 found.append(_pairs(caption, plain, key in _ONE_UNIT or "_s_per_" in key))
-    return found
+    return [table for table in found if table.columns and table.rows]
 
 
 def _rows(caption: str, entries: list[dict[str, Any]]) -> Table:
@@ -140,16 +140,22 @@ def cell(value: Any) -> Cell:
         return Cell("")
     if isinstance(value, bool):
         return Cell("yes" if value else "no")
+    if isinstance(value, float) and not math.isfinite(value):
+        return Cell(str(value))  # nothing to sort or draw
     if isinstance(value, int | float):
         return Cell(number_text(value), float(value), values=(float(value),))
     if isinstance(value, list):
-        if value and all(isinstance(one, int | float) and not isinstance(one, bool) for one in value):
+        if value and all(map(_is_number, value)):
             middle = median(value)
             low, high = number_text(min(value)), number_text(max(value))
             spread = f"{low} – {high}" if low != high else ""
             return Cell(number_text(middle), float(middle), spread, tuple(map(float, value)))
         return Cell(", ".join(str(one) for one in value))
     return Cell(str(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def column(key: str, numeric: bool) -> Column:
@@ -164,8 +170,6 @@ def label(key: str) -> str:
 
 def number_text(value: float) -> str:
     """Four significant digits, no digit of a whole number left out."""
-    if not math.isfinite(value):
-        return str(value)
     if value == int(value) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
@@ -187,7 +191,7 @@ def charts(table: Table) -> list[Chart]:
 def _chart(table: Table, i: int) -> Chart:
     rows = [row for row in table.rows if row[i].number is not None]
     # Nothing below zero is drawn; a chart of such figures would have to lie.
-    if any(min(row[i].values) < 0 or not math.isfinite(sum(row[i].values)) for row in rows):
+    if any(min(row[i].values) < 0 for row in rows):
         return Chart("")
     top = _top(sorted(row[i].number or 0.0 for row in rows))
     reach = max([max(row[i].values) for row in rows if (row[i].number or 0.0) <= top], default=top)

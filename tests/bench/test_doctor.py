@@ -158,7 +158,8 @@ def test_a_suggestion_is_made_only_where_the_interval_says_so() -> None:
             {"title": "some stage", "images_per_s": [1.0, 3.0], "mb_per_s": [0.0, 0.0], "cpu_s_per_1000": [1.0, 1.0]}
         ],
         "suggestions": [
-            tried("a good one", 1.2, 1.1, True), tried("a better one", 1.4, 1.3, True), tried("a bad one", 1.2, 0.9, False),
+            tried("a good one", 1.2, 1.1, True), tried("a better one", 1.4, 1.3, True),
+            tried("a bad one", 1.2, 0.9, False),
             {**impossible, "helps": None},
         ],
     }  # fmt: skip
