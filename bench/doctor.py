@@ -6,18 +6,17 @@ it is, interleaved; one helps if the interval of its gain lies above what is wor
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
 from bench.bottleneck import Costs, judge
+from bench.doctor_record import figures, medians, milliseconds, rounded, suggestion
 from bench.environment import environment
 from bench.intervals import ratio_interval
 from bench.measure import Series, Stage, measure
@@ -26,7 +25,7 @@ from bench.prescription import summary
 from bench.remedies import Change, Remedies, Setup
 from bench.samples import Sample, is_remote, take_sample
 from bench.stages import Synthetic
-from bench.storage import Bytes, Fetch, available_bytes
+from bench.storage import Bytes, Fetch, available_bytes, can_drop_pages
 from loader import Compose, Loader
 from loader.cache import ShardCache, default_cache
 from loader.resolve import resolve_backend, usable_cores
@@ -40,7 +39,6 @@ from train.synthetic import synthetic_batch
 
 _SAMPLES = 256  # images kept in memory, at least
 _HOLDS = 1.25  # times a split's size: a cache that holds it, as loader.remote sees it
-_WORTH = 1.03  # gain from which on a change is worth suggesting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +80,7 @@ def diagnose(plan: Plan, device: torch.device, say: Callable[[str], None]) -> di
                 opened.callback(stage.close)
             series = measure(stages, plan.repeats, plan.seconds, say)
         costs = clinic.costs({one.name: one for one in series}, train)
-        verdict, middle = judge(costs), _medians(costs)
+        verdict, middle = judge(costs), medians(costs)
         say(f"{verdict.bottleneck} limits; looking for what helps")
         changes = clinic.remedies().against(verdict, middle)
         tried = clinic.verify([c for c in changes if c.setup is not None], say) if plan.verify else {}
@@ -90,18 +88,18 @@ def diagnose(plan: Plan, device: torch.device, say: Callable[[str], None]) -> di
         "benchmark": "doctor",
         "environment": environment(device),
         "settings": clinic.settings(),
-        "stages": [_figures(one) for one in series],
+        "stages": [figures(one) for one in series],
         "waits": {
             "wait_share": round(train.wait_share, 4),
             "read_wait_share": round(train.read_wait_share, 4),
         },
         "counters": train.loader.counters.as_dict(),
-        "costs_per_image": [_rounded(asdict(one)) for one in costs],
-        "resources_s_per_image": _rounded(middle.times()),
-        "parts_s_per_image": _rounded(middle.parts()),
+        "costs_per_image": [rounded(asdict(one)) for one in costs],
+        "resources_ms_per_image": milliseconds(middle.times()),
+        "parts_ms_per_image": milliseconds(middle.parts()),
         "free_cores": round(middle.free_cores, 2),
-        "verdict": _rounded(asdict(verdict)),
-        "suggestions": [_suggestion(change, tried.get(change.how)) for change in changes],
+        "verdict": rounded(asdict(verdict)),
+        "suggestions": [suggestion(change, tried.get(change.how)) for change in changes],
     }
     return record | {"summary": " ".join(summary(record))}
 
@@ -118,7 +116,7 @@ class _Clinic:
         self.remote = is_remote(self.split)
         self.backend = resolve_backend(self.input.loader_backend, device)
         total = sum(self.split.shard_bytes)
-        big = total > available_bytes()
+        big = total > available_bytes() and can_drop_pages()
         self.cold = plan.page_cache == "cold" or (plan.page_cache == "auto" and big and not self.remote)
         self.cache_bytes = self._cache_bytes() if self.remote else None
         # Of a training's epochs, the share in which a sample comes from the store.
@@ -276,38 +274,3 @@ class _Clinic:
             "fetched_share": self.fetched_share if self.remote else None,
             "config": to_dict(self.plan.config),
         }
-
-
-def _medians(costs: Sequence[Costs]) -> Costs:
-    names = [f.name for f in dataclasses.fields(Costs) if f.name not in ("cores", "shared")]
-    middle = {name: median(getattr(one, name) for one in costs) for name in names}
-    return Costs(**middle, cores=costs[0].cores, shared=costs[0].shared)
-
-
-def _suggestion(change: Change, tried: dict[str, Any] | None) -> dict[str, Any]:
-    helps = None if tried is None else bool(tried["gain"]["low"] > 1 and tried["gain"]["value"] > _WORTH)
-    return {
-        "how": change.how, "caution": change.caution, "rests_on": change.rests_on,
-        "can_be_tried": change.setup is not None, "helps": helps, **_rounded(tried or {}),
-    }  # fmt: skip
-
-
-def _figures(one: Series) -> dict[str, Any]:
-    return {
-        "name": one.name, "title": one.title,
-        "images_per_s": [round(value, 2) for value in one.images_per_s],
-        "mb_per_s": [round(value, 1) for value in one.mb_per_s],
-        "cpu_s_per_1000": [round(value, 3) for value in one.cpu_s],
-        "step_ms": [round(value, 3) for value in one.step_ms],
-    }  # fmt: skip
-
-
-def _rounded(values: dict[str, Any]) -> dict[str, Any]:
-    """Floats with six significant digits, in nested dictionaries, too."""
-
-    def one(value: Any) -> Any:
-        if isinstance(value, dict):
-            return _rounded(value)
-        return float(f"{value:.6g}") if isinstance(value, float) else value
-
-    return {name: one(value) for name, value in values.items()}

@@ -97,7 +97,7 @@ def tables(results: dict[str, Any], prefix: str = "") -> list[Table]:
                 found.append(_rows(caption, [{"name": name, **one} for name, one in value.items()]))
             else:
                 plain = flat(value)
-                found.append(_pairs(caption, plain, key in _ONE_UNIT or "_s_per_" in key))
+                found.append(_pairs(caption, plain, key in _ONE_UNIT or key.endswith("_per_image")))
     return [table for table in found if table.columns and table.rows]
 
 
@@ -108,9 +108,20 @@ def _rows(caption: str, entries: list[dict[str, Any]]) -> Table:
     named = next((name for name in _NAMES if name in keys), None)
     if named is not None:
         keys = [named, *(key for key in keys if key != named and (key != "name" or named != "title"))]
+    start = 0 if named is None else 1
+    keys[start:] = sorted(keys[start:], key=lambda key: _place(key, [row.get(key) for row in rows]))
     cells = [[cell(row.get(key)) for key in keys] for row in rows]
     columns = [column(key, any(row[i].number is not None for row in cells)) for i, key in enumerate(keys)]
     return Table(caption, columns, cells)
+
+
+def _place(key: str, values: list[Any]) -> tuple[int, int]:
+    """Where a column stands: what is charted first, then repeats, numbers, text, and nested things last."""
+    if key in _CHARTED:
+        return 0, _CHARTED.index(key)
+    found = [cell(value) for value in values]
+    kinds = (any(one.spread for one in found), any(one.number is not None for one in found), "." not in key)
+    return 1 + kinds.index(True) if True in kinds else 4, 0
 
 
 def _pairs(caption: str, values: dict[str, Any], comparable: bool) -> Table:
@@ -199,7 +210,8 @@ def _chart(table: Table, i: int) -> Chart:
     first = f"{table.columns[0].label} " if table.columns[0].numeric else ""
     bars = [_bar(first + row[0].text, row[i], table.columns[i].label, limit) for row in rows]
     note = "» longer than the chart" if any(bar.clipped for bar in bars) else ""
-    return Chart(f"{table.caption}: {table.columns[i].label}", bars, note)
+    pairs = table.columns[i].key == "value"
+    return Chart(table.caption if pairs else f"{table.caption}: {table.columns[i].label}", bars, note)
 
 
 def _top(ordered: list[float]) -> float:

@@ -26,7 +26,7 @@ def summary(record: dict[str, Any]) -> list[str]:
         f"{_WORDS[verdict['bottleneck']]} ({verdict['agreeing']} of {verdict['repeats']} repeats say so): "
         f"{verdict['real']:,.0f} images/s."
     ]
-    times, parts = record["resources_s_per_image"], record["parts_s_per_image"]
+    times, parts = record["resources_ms_per_image"], record["parts_ms_per_image"]
     if "cores" in times:
         of = f"; on the cores {_per_thousand(parts, ' CPU s')}, with {record['free_cores']:.2g} of the "
         of += f"{record['environment']['cores']} cores to be had"
@@ -45,7 +45,8 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 
 def _per_thousand(times: dict[str, float], unit: str) -> str:
-    return ", ".join(f"{name} {1000 * value:.2f}{unit}" for name, value in times.items() if value)
+    """Milliseconds per image are seconds per 1,000 images."""
+    return ", ".join(f"{name} {value:.2f}{unit}" for name, value in times.items() if value)
 
 
 def _stages(record: dict[str, Any]) -> list[str]:

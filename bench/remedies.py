@@ -14,11 +14,13 @@ import numpy as np
 from bench.bottleneck import Costs, Verdict
 from bench.samples import Sample, pack
 from loader.resolve import usable_cores
+from shard.dataset import Dataset
 from train.config import Config
 
 _EVALUATED = 256 / 224  # shorter side of the usual evaluation, over the crop's
 _CAREFUL = 400 / 224  # what FFCV packs ImageNet at for crops of 224 pixels (its rn50 configurations)
 _WORTH = 1.15  # times a size that images must have for a reduction to be worth trying
+_READERS = 4  # the most threads that read, as in loader.loader
 _DEEP = 8  # batches of prefetch, as much as the loader itself would take
 
 
@@ -112,8 +114,13 @@ class Remedies:
                 setup=self._setup.input(shuffle="window"),
                 caution="the order is less random: see `bench shuffle`",
             )
+        if self._setup.threads < _READERS:
+            yield Change(
+                how=f"more reads at a time: --loader-threads {_READERS}",
+                setup=self._setup.input(loader_threads=_READERS),
+            )
         yield self._deeper()
-        yield from self._smaller()
+        yield from self._smaller(elsewhere=True)
 
     def _decode(self, costs: Costs) -> Iterator[Change]:
         yield from self._smaller()
@@ -180,20 +187,24 @@ class Remedies:
             rests_on=f"the step alone takes {1 / costs.model_s:,.0f} images/s, and is not waiting for data",
         )
 
-    def _smaller(self) -> Iterator[Change]:
+    def _smaller(self, *, elsewhere: bool = False) -> Iterator[Change]:
+        """Reduced images; measured but for those that would have to lie `elsewhere`, in a slow storage."""
         images = self._setup.config.input
         split, ids = self._sample.split, self._sample.ids
         short = float(np.median(np.minimum(split.width[ids], split.height[ids])))
         for factor in (_CAREFUL, _EVALUATED):
             side = round(images.size * factor)
-            if images.crop == "random-resized" and short > _WORTH * side:
-                small = pack(self._sample, self._scratch / f"short-{side}", side)
-                yield Change(
-                    how=f"smaller images at packing: python -m shard build --short-side {side} "
-                    f"(the median is {short:.0f} px now)",
-                    setup=self._packed(small),
-                    caution="crops of a small part of an image are made from fewer pixels",
-                )
+            if images.crop != "random-resized" or short <= _WORTH * side:
+                continue
+            small = pack(self._sample, self._scratch / f"short-{side}", side)
+            share = float(Dataset.open(small).split("train").size.mean()) / self._sample.mean_bytes
+            yield Change(
+                how=f"smaller images at packing: python -m shard build --short-side {side} "
+                f"(the median is {short:.0f} px now)",
+                setup=None if elsewhere else self._packed(small),
+                rests_on=f"they take {share:.0%} of the bytes" if elsewhere else "",
+                caution="crops of a small part of an image are made from fewer pixels",
+            )
 
     def _more_work_at_once(self, costs: Costs) -> Iterator[Change]:
         threads, cores = self._setup.threads, usable_cores()

@@ -16,6 +16,7 @@ from loader.cache import Held, ShardCache
 from loader.order import Ids, Order
 from loader.reader import Reads, ShardReader
 from shard.dataset import Dataset, Split
+from shard.errors import FeedlineError
 
 _READERS, _FETCHES = 4, 4  # as in loader.loader and loader.remote
 _READ_AHEAD = 4  # batches whose bytes are asked for, as the loader does
@@ -106,8 +107,19 @@ def endless_ids(split: Split, order: Order, batch_size: int, *, cold: bool) -> I
         epoch += 1
 
 
+def can_drop_pages() -> bool:
+    """Whether this system lets one take files out of the page cache (Linux does)."""
+    return hasattr(os, "posix_fadvise")
+
+
 def drop_pages(split: Split) -> None:
-    """Take the split's shards out of the page cache: what is read next comes from the storage."""
+    """Take the split's shards out of the page cache: what is read next comes from the storage.
+
+    Raises:
+        FeedlineError: the system cannot do that.
+    """
+    if not can_drop_pages():
+        raise FeedlineError("--page-cache is cold, but this system has no posix_fadvise; use hot")
     for number in range(len(split.shards)):
         descriptor = os.open(split.shard_path(number), os.O_RDONLY)
         try:

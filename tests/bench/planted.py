@@ -60,15 +60,19 @@ def make_dataset(folder: Path, count: int, side: int, shard_bytes: int = 64_000_
 
 
 @contextmanager
-def sleeping_reader(seconds: float) -> Iterator[None]:
-    """Every image takes `seconds` to be read, by each of the reader's threads."""
-    read = _File.read
+def sleeping_reader(folder: Path, seconds: float) -> Iterator[None]:
+    """Every image in `folder` takes `seconds` to be read, by each of the reader's threads."""
 
-    def slow(self: _File, into: Encoded, offset: int) -> str | None:
-        time.sleep(seconds)
-        return read(self, into, offset)
+    class Slow(_File):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            self.delay_s = seconds if folder in path.parents else 0.0
 
-    with mock.patch.object(_File, "read", slow):
+        def read(self, into: Encoded, offset: int) -> str | None:
+            time.sleep(self.delay_s)
+            return super().read(into, offset)
+
+    with mock.patch("loader.reader._File", Slow):
         yield
 
 
@@ -90,7 +94,7 @@ Situation = Callable[[Path], tuple[list[str], AbstractContextManager[object]]]
 def storage(folder: Path) -> tuple[list[str], AbstractContextManager[object]]:
     """A disk that takes 5 ms per image and thread."""
     data = make_dataset(folder / "small", 256, 96)
-    return ["--data", str(data), "--size", "64", "--model", TINY], sleeping_reader(0.005)
+    return ["--data", str(data), "--size", "64", "--model", TINY], sleeping_reader(data, 0.005)
 
 
 def store(folder: Path) -> tuple[list[str], AbstractContextManager[object]]:

@@ -10,6 +10,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.bottleneck import BOTTLENECKS, Costs, judge
+from bench.doctor_record import suggestion
 from bench.prescription import prescription
 from bench.remedies import Change, Remedies, Setup, fewer_operations
 from bench.samples import Sample, pack, take_sample
@@ -25,7 +26,7 @@ from train.inputs import InputConfig
 def test_a_slow_link_is_found_and_the_words_say_so(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--data", str(dataset.root), "--size", "32", "--batch-size", "8", "--model", TINY]
+    flags = ["--data", str(dataset.root), "--size", "32", "--batch-size", "4", "--model", TINY]
     flags += ["--augment", "rand-m9-n2", "--repeats", "1", "--seconds", "0.05", "--device", "cpu"]
     with slow_link(bytes_per_s=4e5):  # 8 ms per image, all else together takes a tenth of it
         assert main(["doctor", *flags, "--out", str(tmp_path / "record.json")]) == 0
@@ -37,12 +38,26 @@ def test_a_slow_link_is_found_and_the_words_say_so(
         "storage", "windows", "crop", "prepare", "copy", "synthetic", "real",
     ]  # fmt: skip
     larger, link, *_ = record["suggestions"]  # perhaps a deeper queue, too
-    assert larger["how"].endswith("--batch-size 16")
+    assert larger["how"].endswith("--batch-size 8")
     assert larger["gain"]["low"] <= larger["gain"]["value"] <= larger["gain"]["high"]
     assert larger["helps"] in (True, False)
     assert not link["can_be_tried"]
     assert "MB/s were measured" in link["rests_on"]
     assert record["settings"]["page_cache"] == "hot"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_on_a_gpu_copies_are_measured_and_cores_are_counted(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str], backend: str
+) -> None:
+    flags = ["--data", str(dataset.root), "--size", "32", "--batch-size", "8", "--model", "test_resnet"]
+    flags += ["--repeats", "1", "--seconds", "0.05", "--device", "cuda", "--backend", backend, "--json"]
+    assert main(["doctor", *flags, "--no-verify"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["verdict"]["bottleneck"] in BOTTLENECKS
+    assert set(record["resources_ms_per_image"]) == {"storage", "host-to-device", "preparing", "model"}
+    assert record["resources_ms_per_image"]["host-to-device"] > 0
 
 
 @pytest.fixture
@@ -107,6 +122,23 @@ def test_fewer_operations() -> None:
     assert fewer_operations("ta_wide") is None
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "confidence", "helps"),
+    [
+        (1.2, 1.05, 0.94, True),
+        (1.2, 0.99, 0.94, False),
+        (1.02, 1.01, 0.94, False),
+        (1.2, 1.05, 0.75, False),
+        (2, 1.5, 0.75, True),
+    ],
+)
+def test_what_helps(value: float, low: float, confidence: float, helps: bool) -> None:
+    gain = {"value": value, "low": low, "high": 3.0, "confidence": confidence}
+    setup = Setup(config=Config())
+    assert suggestion(Change(how="x", setup=setup), {"gain": gain, "images_per_s": [1.0]})["helps"] is helps
+    assert suggestion(Change(how="x", setup=setup), None)["helps"] is None
+
+
 def test_images_are_packed_anew_smaller(sample: Sample, tmp_path: Path) -> None:
     small = Dataset.open(pack(sample, tmp_path / "small", 24)).split("train")
     assert len(small) == 63
@@ -152,8 +184,8 @@ def test_a_suggestion_is_made_only_where_the_interval_says_so() -> None:
         "waits": {"wait_share": 0.5, "read_wait_share": 0.01},
         "settings": {"page_cache": "cold"},
         "free_cores": 1.5,
-        "resources_s_per_image": {"storage": 1e-5, "host-to-device": 0.0, "cores": 3e-3},
-        "parts_s_per_image": {"decode": 4e-3, "augment": 0.0, "model": 1e-3},
+        "resources_ms_per_image": {"storage": 0.01, "host-to-device": 0.0, "cores": 3.0},
+        "parts_ms_per_image": {"decode": 4.0, "augment": 0.0, "model": 1.0},
         "stages": [
             {"title": "some stage", "images_per_s": [1.0, 3.0], "mb_per_s": [0.0, 0.0], "cpu_s_per_1000": [1.0, 1.0]}
         ],
