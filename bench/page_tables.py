@@ -13,10 +13,11 @@ _LABELS = {
     "cpu_s_per_1000": "CPU s / 1,000 images",
     "step_ms": "ms / step",
     "ours_over_peer": "ours ÷ it",
+    "au": "accelerator utilisation",
     "gain.value": "gain",
 }
 _NAMES = ("title", "name", "reader", "how")  # columns that say what a row is about, best first
-_CHARTED = ("images_per_s", "ours_over_peer", "gain.value")
+_CHARTED = ("images_per_s", "ours_over_peer", "gain.value", "au", "speedup", "efficiency")
 _MOST_BARS, _MOST_CHARTS, _DEEPEST = 40, 2, 1
 _CLIP = 4  # times the next smaller one: a bar that would hide all others
 _ONE_UNIT = ("ratios",)  # objects whose figures have one unit
@@ -108,8 +109,8 @@ def _rows(caption: str, entries: list[dict[str, Any]]) -> Table:
     named = next((name for name in _NAMES if name in keys), None)
     if named is not None:
         keys = [named, *(key for key in keys if key != named and (key != "name" or named != "title"))]
-    start = 0 if named is None else 1
-    keys[start:] = sorted(keys[start:], key=lambda key: _place(key, [row.get(key) for row in rows]))
+    # What comes first in an object without a name usually numbers it: processes, accelerators, a batch size.
+    keys[1:] = sorted(keys[1:], key=lambda key: _place(key, [row.get(key) for row in rows]))
     cells = [[cell(row.get(key)) for key in keys] for row in rows]
     columns = [column(key, any(row[i].number is not None for row in cells)) for i, key in enumerate(keys)]
     return Table(caption, columns, cells)

@@ -183,6 +183,20 @@ def test_figures_of_different_units_are_not_charted() -> None:
     assert charts(tables({"ratios": {"a / b": 0.5, "b / c": 1.5}})[0])
 
 
+def test_rows_that_are_numbered_are_charted_by_their_number() -> None:
+    points = [{"accelerators": n, "demand": 7.0 * n, "au": [0.9, 1.0, 0.95], "note": "x"} for n in (1, 2)]
+    (table,) = tables({"points": points})
+    assert [one.label for one in table.columns] == [
+        "accelerators",
+        "accelerator utilisation",
+        "demand",
+        "note",
+    ]
+    (chart,) = charts(table)
+    assert [bar.label for bar in chart.bars] == ["accelerators 1", "accelerators 2"]
+    assert not charts(tables({"repeats": [{"x_s": 1.0, "y_s": 2.0}, {"x_s": 2.0, "y_s": 3.0}]})[0])
+
+
 def test_numbers() -> None:
     assert [number_text(x) for x in (1234.5, 12.0, 0.012345, 4080157.0)] == [
         "1,234",
