@@ -1,14 +1,38 @@
-"""Command line: python -m bench COMMAND, see --help."""
+"""Command line: python -m bench COMMAND; `--help` lists the commands."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from bench.commands import accelerator, overhead, packing, parity, peers, remote, scaling, shuffle, throughput
+from bench.commands import (
+    accelerator,
+    doctor,
+    overhead,
+    packing,
+    parity,
+    peers,
+    remote,
+    report,
+    scaling,
+    shuffle,
+    throughput,
+)
 from shard.errors import FeedlineError
 
-_COMMANDS = (throughput, accelerator, scaling, overhead, peers, parity, packing, remote, shuffle)
+_COMMANDS = (
+    throughput,
+    doctor,
+    accelerator,
+    scaling,
+    overhead,
+    peers,
+    parity,
+    packing,
+    remote,
+    shuffle,
+    report,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

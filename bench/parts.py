@@ -1,0 +1,216 @@
+"""The stages that `python -m bench doctor` takes a training apart into; see `bench.measure.Stage`.
+
+Decoding and augmenting work on images that are already in memory, so that the storage has no part in them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench.samples import Sample
+from loader import Batch, Loader, Transform
+from loader.affinity import rank_cores
+from loader.backend import Pending
+from loader.jpeg import Decoder
+from loader.order import Ids
+from loader.resolve import make_backend
+from train.step import TrainStep
+
+Copy = Callable[[torch.Tensor], torch.Tensor]
+_READERS, _FETCHES = 4, 4  # as in loader.loader and loader.remote
+_READ_AHEAD = 4  # batches whose bytes are asked for, as the loader does
+_IN_WORK = 2  # batches in decoding
+_LR = 1e-3  # small enough that a long measurement does not diverge
+_PAUSE_S = 0.05  # between two steps: other stages had their turn
+
+
+class Windows:
+    """The decode ceiling: libjpeg-turbo alone with all threads, of each image the window that the crop needs."""
+
+    name, title, lead_in = "windows", "decode ceiling, no resize", 1
+
+    def __init__(self, sample: Sample, transform: Transform, batch_size: int, threads: int) -> None:
+        self._sample, self._transform, self._threads = sample, transform, threads
+        self._turns = turns(len(sample.ids), batch_size)
+        self._pool, self._local = ThreadPoolExecutor(threads), threading.local()
+
+    def step(self) -> tuple[int, int]:
+        """See `Stage.step`."""
+        epoch, rows = next(self._turns)
+        split, ids = self._sample.split, self._sample.ids[rows]
+        windows = self._transform.params(0, epoch, ids, split.width[ids], split.height[ids]).window
+        list(self._pool.map(lambda part: self._decode(rows[part], windows[part]), self._parts(len(rows))))
+        return len(rows), sum(len(self._sample.encoded[i]) for i in rows)
+
+    def _parts(self, count: int) -> list[Ids]:
+        return np.array_split(np.arange(count), min(count, self._threads * 4))
+
+    def _decode(self, rows: Ids, windows: npt.NDArray[np.integer[Any]]) -> None:
+        if not hasattr(self._local, "decoder"):
+            self._local.decoder = Decoder()
+        for row, window in zip(rows.tolist(), windows.tolist(), strict=True):
+            self._local.decoder.window(self._sample.encoded[row], *window)
+
+    def synchronize(self) -> None:
+        """Every step ends with its work done."""
+
+    def close(self) -> None:
+        """See `Stage.close`."""
+        self._pool.shutdown()
+
+
+class Prepare:
+    """The loader without its reader: a backend decodes, resizes and augments images in memory."""
+
+    lead_in = _IN_WORK
+
+    def __init__(
+        self, name: str, title: str, sample: Sample, transform: Transform, *, batch_size: int, threads: int,
+        backend: str, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.name, self.title = name, title
+        self._sample, self._transform, self._batch_size = sample, transform, batch_size
+        self._device = device
+        self._turns = turns(len(sample.ids), batch_size)
+        self._backend = make_backend(backend, device, threads, batch_size, cores=rank_cores(device, 0, 1))
+        self._work: deque[Pending] = deque(self._submit() for _ in range(_IN_WORK))
+
+    def _submit(self) -> Pending:
+        epoch, rows = next(self._turns)
+        split, ids = self._sample.split, self._sample.ids[rows]
+        params = self._transform.params(0, epoch, ids, split.width[ids], split.height[ids])
+        return self._backend.submit([self._sample.encoded[i] for i in rows], params, self._batch_size)
+
+    def step(self) -> tuple[int, int]:
+        """See `Stage.step`."""
+        self._work.append(self._submit())
+        self._work.popleft()()
+        return self._batch_size, 0
+
+    def synchronize(self) -> None:
+        """Wait for the GPU, where batches are made there."""
+        synchronize(self._device)
+
+    def close(self) -> None:
+        """See `Stage.close`."""
+        while self._work:
+            self._work.popleft()()
+        self._backend.close()
+
+
+class HostToDevice:
+    """Copies of what one batch sends over: its pixels, or its encoded bytes where the device decodes."""
+
+    name, title, lead_in = "copy", "host to device", 1
+
+    def __init__(self, payload: torch.Tensor, images: int, copy: Copy, device: torch.device) -> None:
+        self._payload, self._images, self._copy, self._device = payload, images, copy, device
+
+    def step(self) -> tuple[int, int]:
+        """See `Stage.step`; each copy is waited for, or the queue would grow without end."""
+        self._copy(self._payload)
+        synchronize(self._device)
+        return self._images, self._payload.numel()
+
+    def synchronize(self) -> None:
+        """Every step ends with its work done."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class Train:
+    """Training steps fed by the loader, and what they waited for.
+
+    Args:
+        name: short identifier.
+        title: for people.
+        train_step: perhaps shared with other stages.
+        loader: closed with the stage.
+        copy: between loader and step, where the loader does not give batches on the device.
+    """
+
+    lead_in = 6  # uses up what was prefetched while waiting
+
+    def __init__(
+        self, name: str, title: str, train_step: TrainStep, loader: Loader, copy: Copy | None = None
+    ) -> None:
+        self.name, self.title = name, title
+        self._train_step, self.loader, self._copy = train_step, loader, copy
+        self._batches = endless_batches(loader)
+        self._left, self._ended = 0, 0.0
+        self.seconds = self.wait_s = self.read_wait_s = 0.0
+
+    def step(self) -> tuple[int, int]:
+        """See `Stage.step`."""
+        began, counters = time.perf_counter(), self.loader.counters
+        if began - self._ended > _PAUSE_S:
+            self._left = self.lead_in
+        waited, read_waited = counters.wait_s, counters.read_wait_s + counters.fetch_wait_s
+        batch = next(self._batches)
+        images = batch.images if self._copy is None else self._copy(batch.images)
+        self._train_step.forward_backward(images, batch.labels, batch.valid)
+        self._train_step.update(_LR)
+        self._ended = time.perf_counter()
+        if self._left:
+            self._left -= 1
+        else:
+            self.seconds += self._ended - began
+            self.wait_s += counters.wait_s - waited
+            self.read_wait_s += counters.read_wait_s + counters.fetch_wait_s - read_waited
+        return batch.num_valid, 0
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time that the loader was waited for, lead-ins left out; 0 … 1."""
+        return self.wait_s / self.seconds if self.seconds else 0.0
+
+    @property
+    def read_wait_share(self) -> float:
+        """Share of the time that bytes were waited for, shards of a store included; 0 … 1."""
+        return self.read_wait_s / self.seconds if self.seconds else 0.0
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        synchronize(self._train_step.world.device)
+
+    def close(self) -> None:
+        """See `Stage.close`."""
+        self.loader.close()
+
+
+def device_copy(device: torch.device) -> Copy | None:
+    """How a batch gets to the device; None where it is there already (on a CPU)."""
+    if device.type == "cpu":
+        return None
+    return lambda images: images.to(device, non_blocking=True)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def turns(count: int, batch_size: int) -> Iterator[tuple[int, Ids]]:
+    """Epoch and rows [batch_size] out of `count`, round and round."""
+    first = 0
+    while True:
+        rows = np.arange(first, first + batch_size)
+        yield first // count, rows % count
+        first += batch_size
+
+
+def endless_batches(loader: Loader) -> Iterator[Batch]:
+    """Batches of one epoch after another."""
+    while True:
+        yield from loader
