@@ -121,9 +121,9 @@ class Ranks:
         return [timings for _, timings in answers if timings is not None]
 
     def _answers(self) -> list[_Answer]:
-        """Every rank's answer; after a failure those that there are."""
+        """Every rank's answer; after a failure those that there are, among them that of the one that failed first."""
         waiting, found = dict(enumerate(self._pipes)), dict[int, _Answer]()
-        while waiting and not any(text for text, _ in found.values()):
+        while waiting and not any(text not in ("", _OTHERS) for text, _ in found.values()):
             ready = wait(list(waiting.values()), _PATIENCE_S)
             if not ready:
                 raise FeedlineError(f"accelerator {min(waiting)} did not answer for {_PATIENCE_S:.0f} s")
