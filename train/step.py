@@ -16,6 +16,7 @@ from shard.errors import FeedlineError
 from train.distributed import World
 from train.ema import Ema
 from train.freeze import set_train_mode
+from train.host_memory import keep_freed_memory
 from train.losses import LossConfig, sample_losses
 from train.mix import share, spare
 from train.model import Normalized
@@ -93,6 +94,8 @@ class TrainStep:
     ) -> None:
         device = world.device.type
         set_numerics(config.precision, world.device, deterministic=config.deterministic)
+        if device == "cpu":
+            keep_freed_memory()
         self.net, self.optimizer, self.world, self.config = net, optimizer, world, config
         self.loss, self.clipping, self.ema = loss or LossConfig(), clipping or ClipConfig(), ema
         self.scaler = torch.amp.GradScaler(device, enabled=config.precision == "fp16")
