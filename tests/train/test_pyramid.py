@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,13 +96,16 @@ def test_detector_and_segmenter_learn_through_the_backbone(
     run: Path, example: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = []
-    for name in ("faster_rcnn", "deeplab"):
 
-        def keep(*given: Any, make: Any = getattr(example, name)) -> nn.Module:
+    def kept(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        def make_and_keep(*given: Any) -> nn.Module:
             made.append(make(*given))
             return made[-1]
 
-        monkeypatch.setattr(example, name, keep)
+        return make_and_keep
+
+    for name in ("faster_rcnn", "deeplab"):
+        monkeypatch.setattr(example, name, kept(getattr(example, name)))
     example.main([str(run), "--steps", "1", "--side", "64", "--classes", "3"])
     assert re.fullmatch(
         r"Faster R-CNN: losses \d+\.\d+\nDeepLabV3: losses \d+\.\d+\n", capsys.readouterr().out
