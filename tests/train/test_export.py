@@ -25,9 +25,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loader.files import load_files
+from shard.dataset import Dataset
 from tests.train.runs import MEAN, STD, make_run
 from train.__main__ import main
 from train.export import FORMATS
+from train.export.about import describe
 from train.export.formats import METADATA, load_safetensors
 from train.export.timm_folder import crop_pct
 from train.trained import load_trained
@@ -202,7 +204,18 @@ def test_timm_takes_the_folder_of_our_own_network(tmp_path: Path, capsys: pytest
     assert torch.equal(model.state_dict()["head.weight"], wanted["head.weight"])
 
 
-@given(st.integers(1, 1024), st.integers(1, 1024))
+def test_readable_class_names_are_those_of_the_same_classes(run: Path) -> None:
+    trained = load_trained(run)
+    for classes, named, expected in (
+        (CLASSES, ["ant", "", "", "bee", "", ""], ["ant", "class1", "class2", "bee", "class4", "class5"]),
+        (CLASSES, [""] * 6, list(CLASSES)),
+        (CLASSES[::-1], ["ant"] * 6, list(CLASSES)),
+    ):
+        dataset = Dataset(run, classes, "", {"class_names": named})
+        assert json.loads(describe(trained, dataset)["class_names"]) == expected
+
+
+@named(st.integers(1, 1024), st.integers(1, 1024))
 def test_timm_resizes_as_we_do(size: int, resize: int) -> None:
     """timm.data.transforms_factory: scale_size = math.floor(img_size / crop_pct)."""
     assert math.floor(size / crop_pct(size, resize)) == resize

@@ -16,10 +16,10 @@ def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
 
     Args:
         trained: the run.
-        dataset: the one of the run, for readable class names; None: there are none.
+        dataset: the one of the run, for readable class names; None: classes are named as they are.
 
     Returns:
-        feedline (version), arch, classes (list), class_names (list, may be empty), transform (object: resize, crop,
+        feedline (version), arch, classes (list), class_names (list of readable ones), transform (object: resize, crop,
         interpolation), mean, std (lists, for pixels in 0 … 1), own_arch (whether train.models has it and not
         timm), model_args (text as in --model-args), blurpool,
         activation (what turns logits into probabilities), input, output, run, checkpoint, epoch,
@@ -57,8 +57,8 @@ def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
 
 
 def readable_names(trained: Trained, dataset: Dataset | None) -> list[str]:
-    """Readable class names by label, of a dataset with the same classes; [] where there are none."""
+    """Readable class names by label, of a dataset with the same classes; where there are none, the classes."""
     if dataset is None or dataset.classes != trained.classes:
-        return []
-    names: list[str] = dataset.manifest.get("class_names") or []
-    return names if any(names) else []
+        return list(trained.classes)
+    names: list[str] = dataset.manifest.get("class_names") or [""] * len(trained.classes)
+    return [name or own for name, own in zip(names, trained.classes, strict=True)]

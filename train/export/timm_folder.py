@@ -69,7 +69,7 @@ def _config(trained: Trained, about: dict[str, str]) -> dict[str, Any]:
         "num_features": model.num_features,
         "model_args": parse_arguments("model_args", trained.config.model.model_args),
         "label_names": classes,
-        **({"label_descriptions": dict(zip(classes, readable, strict=True))} if readable else {}),
+        "label_descriptions": dict(zip(classes, readable, strict=True)),
         "pretrained_cfg": {
             "custom_load": False,
             "num_classes": len(classes),
