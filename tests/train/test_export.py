@@ -215,7 +215,7 @@ def test_readable_class_names_are_those_of_the_same_classes(run: Path) -> None:
         assert json.loads(describe(trained, dataset)["class_names"]) == expected
 
 
-@named(st.integers(1, 1024), st.integers(1, 1024))
+@given(st.integers(1, 1024), st.integers(1, 1024))
 def test_timm_resizes_as_we_do(size: int, resize: int) -> None:
     """timm.data.transforms_factory: scale_size = math.floor(img_size / crop_pct)."""
     assert math.floor(size / crop_pct(size, resize)) == resize
