@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
@@ -22,7 +21,8 @@ from train.plan import check, dry_run, find_batch_size, plan_text
 from train.run_folder import RunFolder, load_checked, settled
 from train.state import is_finished
 from train.stop import Stopped
-from train.telemetry import NonFiniteError, clock
+from train.summary import show
+from train.telemetry import NonFiniteError
 
 # What comes after training: the command line's first word, and the module whose `main` takes the other words.
 COMMANDS = {
@@ -122,25 +122,6 @@ def _finished(path: Path, folder: RunFolder, world: World, *, keep: bool) -> int
         print(f"{folder.root} holds this run, finished. To train afresh: --run-dir NEW, or --resume never")
         show(json.loads(folder.summary.read_text(encoding="utf-8")), folder)
     return 0
-
-
-def show(summary: dict[str, Any], folder: RunFolder) -> None:
-    """Print the result."""
-    if summary["synthetic"]:
-        print(
-            f"synthetic data: {summary['images_per_s'] or 0:,.0f} images/s is the most that training could reach; "
-            f"nothing was learnt, evaluated or saved\nconfig, metrics, summary: {folder.root}"
-        )
-        return
-    speed = summary["images_per_s"]
-    print(
-        f"top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} % on {summary['samples']} samples; "
-        f"best top-1 {summary['best_top1']:.2f} % after epoch {summary['best_epoch']}\n"
-        f"{summary['ended'] + chr(10) if summary['ended'] else ''}"
-        f"{summary['epochs']} epochs, {summary['steps']} steps in {clock(summary['wall_s'])}"
-        + (f", {speed:.0f} images/s while training" if speed else "")
-        + f"\nconfig, metrics, summary: {folder.root}\nweights: {folder.best} (best), {folder.last} (last)"
-    )
 
 
 def _fail(message: str, status: int, *, alike: bool) -> int:

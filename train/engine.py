@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -14,6 +13,7 @@ import torch
 
 from loader import Batch, Loader
 from shard.dataset import Dataset
+from train import summary
 from train.build import length_of, make_step
 from train.checkpoint import rng_state
 from train.config import Config, flat, to_dict
@@ -27,7 +27,7 @@ from train.run_folder import RunFolder
 from train.saver import Saver
 from train.schedule import lr_at
 from train.state import RunState, capture, restore
-from train.stop import Plateau, Stopped, StopSignal
+from train.stop import Stopped, StopSignal
 from train.synthetic import SyntheticLoader
 from train.telemetry import (
     Gauges,
@@ -230,14 +230,7 @@ class Trainer:
             self.leave()
         self.loader.set_epoch(epoch)
         state = self.state
-        state.last_eval = result.as_dict() | (averaged.as_dict("ema_") if averaged else {})
-        judged = averaged or result  # who keeps an average wants that model
-        improved = judged.top1 > state.best_top1
-        if improved:
-            state.best_top1, state.best_epoch = judged.top1, epoch
-        plateau = Plateau(**state.plateau)
-        state.ended = plateau.observe(self.config.stop, judged.as_dict())
-        state.plateau = asdict(plateau)
+        improved = state.judge(epoch, result, averaged, self.config.stop)
         self.metrics.write(kind="eval", epoch=epoch, step=state.step, **state.last_eval)
         took_s = time.perf_counter() - began
         self.progress.line(
@@ -331,13 +324,9 @@ class Trainer:
     def summarize(self) -> dict[str, Any]:
         """Result of the finished run; rank 0 writes it to summary.json."""
         speed = self.meter.total.images_per_s(self.config.input.batch_size)
-        summary = {
-            **self.state.last_eval,
-            "best_top1": self.state.best_top1,
-            "best_epoch": self.state.best_epoch,
+        found = {
+            **self.state.result(),
             "epochs": self.loader.epoch,
-            "ended": self.state.ended,
-            "steps": self.state.step,
             "compiled_graphs": self.step.watch.graphs,
             "recompiled_graphs": self.step.watch.recompiled,
             "wall_s": round(self.elapsed_s(), 1),
@@ -347,10 +336,8 @@ class Trainer:
             "synthetic": self.config.synthetic,
         }
         if self.world.is_main:
-            aside = self.folder.summary.with_suffix(".tmp")
-            aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            aside.replace(self.folder.summary)
-        return summary
+            summary.write(found, self.folder.summary)
+        return found
 
     def __enter__(self) -> Trainer:
         """Return itself."""

@@ -8,7 +8,9 @@ from typing import Any
 from loader import Loader
 from train.checkpoint import set_rng_state
 from train.distributed import World
+from train.evaluate import Result
 from train.step import TrainStep
+from train.stop import Plateau, StopConfig
 from train.synthetic import SyntheticLoader
 
 
@@ -35,6 +37,35 @@ class RunState:
     elapsed_s: float = 0.0
     plateau: dict[str, Any] = field(default_factory=dict)
     ended: str = ""
+
+    def judge(self, epoch: int, result: Result, averaged: Result | None, stop: StopConfig) -> bool:
+        """Take an evaluation in; sets `ended` where the run should end.
+
+        Who keeps an average wants that model: it alone decides what is best and when to stop.
+
+        Args:
+            epoch: that was evaluated, from 1.
+            result: of the weights.
+            averaged: of their average, if there is one.
+            stop: when a run ends early.
+
+        Returns:
+            whether it is the best so far.
+        """
+        self.last_eval = result.as_dict() | (averaged.as_dict("ema_") if averaged else {})
+        judged = averaged or result
+        improved = judged.top1 > self.best_top1
+        if improved:
+            self.best_top1, self.best_epoch = judged.top1, epoch
+        plateau = Plateau(**self.plateau)
+        self.ended = plateau.observe(stop, judged.as_dict())
+        self.plateau = asdict(plateau)
+        return improved
+
+    def result(self) -> dict[str, Any]:
+        """What a summary tells of it."""
+        best = {"best_top1": self.best_top1, "best_epoch": self.best_epoch}
+        return {**self.last_eval, **best, "ended": self.ended, "steps": self.step}
 
 
 def is_finished(content: dict[str, Any], epochs: int) -> bool:

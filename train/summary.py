@@ -1,0 +1,36 @@
+"""The result of a finished run: summary.json, and its lines for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from train.progress import clock
+from train.run_folder import RunFolder
+
+
+def write(summary: dict[str, Any], path: Path) -> None:
+    """Write summary.json, whole or not at all."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def show(summary: dict[str, Any], folder: RunFolder) -> None:
+    """Print the result."""
+    if summary["synthetic"]:
+        print(
+            f"synthetic data: {summary['images_per_s'] or 0:,.0f} images/s is the most that training could reach; "
+            f"nothing was learnt, evaluated or saved\nconfig, metrics, summary: {folder.root}"
+        )
+        return
+    speed = summary["images_per_s"]
+    print(
+        f"top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} % on {summary['samples']} samples; "
+        f"best top-1 {summary['best_top1']:.2f} % after epoch {summary['best_epoch']}\n"
+        f"{summary['ended'] + chr(10) if summary['ended'] else ''}"
+        f"{summary['epochs']} epochs, {summary['steps']} steps in {clock(summary['wall_s'])}"
+        + (f", {speed:.0f} images/s while training" if speed else "")
+        + f"\nconfig, metrics, summary: {folder.root}\nweights: {folder.best} (best), {folder.last} (last)"
+    )
