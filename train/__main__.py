@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -23,12 +24,23 @@ from train.state import is_finished
 from train.stop import Stopped
 from train.telemetry import NonFiniteError, clock
 
+# What comes after training: the command line's first word, and the module whose `main` takes the other words.
+COMMANDS = {
+    "embed": "train.commands.embed",
+    "eval": "train.commands.eval",
+    "export": "train.commands.export",
+    "predict": "train.commands.predict",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        return _command(argv[0], argv[1:])
     connected = False
     try:
-        options = parse(sys.argv[1:] if argv is None else argv)
+        options = parse(argv)
         if options.list_recipes:
             print(list_recipes(), end="")
             return 0
@@ -48,6 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stopped.status
     except KeyboardInterrupt:
         return _fail("interrupted before training began", 130, alike=True)
+
+
+def _command(name: str, argv: Sequence[str]) -> int:
+    """Run one of `COMMANDS`, whose modules are imported only then: some need extras."""
+    try:
+        status: int = importlib.import_module(COMMANDS[name]).main(argv)
+    except FeedlineError as error:
+        return _fail(str(error), 1, alike=True)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, alike=True)
+    return status
 
 
 def run(options: Options, world: World) -> int:

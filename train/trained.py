@@ -1,0 +1,129 @@
+"""A trained network out of its run folder, ready for use: what export, embed and pyramids start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from shard.dataset import Dataset
+from shard.errors import FeedlineError
+from train import checkpoint
+from train.config import Config, from_dict
+from train.model import Normalized, make_model
+from train.run_folder import RunFolder
+
+Weights = Literal["auto", "plain", "averaged"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A run's network and what belongs to it.
+
+    Attributes:
+        root: the run folder.
+        checkpoint: file that the weights are from.
+        config: the run's configuration.
+        classes: class names by label, those of the dataset that it was trained on.
+        averaged: whether the weights are the average that the run kept.
+        epoch: epochs trained when the checkpoint was written.
+        top1: percent, in the evaluation at that epoch, of these weights; None before the first.
+        net: the network in evaluation mode, fp32: uint8 images [B, H, W, 3] to logits [B, classes].
+    """
+
+    root: Path
+    checkpoint: Path
+    config: Config
+    classes: tuple[str, ...]
+    averaged: bool
+    epoch: int
+    top1: float | None
+    net: Normalized
+
+    def dataset(self, data: str | None = None) -> Dataset:
+        """Open `data`, or else the dataset of the run.
+
+        Raises:
+            FeedlineError: it is not there any more.
+        """
+        source = data or self.config.data
+        if source is None:
+            raise FeedlineError(f"{self.checkpoint} names no dataset; give --data DATASET")
+        try:
+            return Dataset.open(source)
+        except FeedlineError as error:
+            if data is not None:
+                raise
+            raise FeedlineError(f"{error}; if it has moved, give --data DATASET") from error
+
+
+def load_trained(
+    run: Path,
+    which: str = "best",
+    *,
+    weights: Weights = "auto",
+    device: torch.device | None = None,
+    model_args: str = "",
+) -> Trained:
+    """Take a run's network up.
+
+    Args:
+        run: the run folder.
+        which: "best", "last", or the path of a checkpoint.
+        weights: "averaged", "plain" as they were trained, or "auto": the average where the run kept one, since it is
+            what decided which checkpoint is the best.
+        device: where the network goes; None: the CPU.
+        model_args: further arguments of timm's model, such as output_stride=8; names and shapes of weights must not
+            change by them.
+
+    Raises:
+        FeedlineError: no such run or checkpoint, a damaged one, or one without an average when that is asked for.
+    """
+    path = find_checkpoint(run, which)
+    content = checkpoint.load(path)
+    config = from_dict(Config, content["config"], str(path))
+    averaged = weights != "plain" and "model_ema" in content
+    if weights == "averaged" and not averaged:
+        raise FeedlineError(f"{path} holds no averaged weights: the run had no --ema-decay; leave them out")
+    classes = tuple(content["classes"])
+    arguments = ", ".join(filter(None, (config.model.model_args, model_args)))
+    # Recomputing activations is for training alone.
+    model = replace(config.model, grad_checkpointing=False, model_args=arguments)
+    net = make_model(model, len(classes), device or torch.device("cpu"), resumed=True)
+    try:
+        net.model.load_state_dict(content["model_ema" if averaged else "model"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise FeedlineError(f"the weights of {path} do not fit {config.model.arch!r}: {reason}") from error
+    last_eval = content["last_eval"]
+    return Trained(
+        root=run,
+        checkpoint=path,
+        config=config,
+        classes=classes,
+        averaged=averaged,
+        epoch=int(content["epoch"]),
+        top1=last_eval.get("ema_top1" if averaged else "top1"),
+        net=net.eval().requires_grad_(False),
+    )
+
+
+def find_checkpoint(run: Path, which: str) -> Path:
+    """Path of the checkpoint "best", "last", or of that path.
+
+    Raises:
+        FeedlineError: there is none; names those that there are.
+    """
+    folder = RunFolder(run)
+    path = {"best": folder.best, "last": folder.last}.get(which, Path(which))
+    if path.is_file():
+        return path
+    if not folder.config.exists():
+        raise FeedlineError(
+            f"{run} is no run folder ({folder.config} does not exist); give one of `python -m train`"
+        )
+    there = sorted(file.name for file in folder.checkpoints.glob("*.pt"))
+    remedy = f"there are {', '.join(there)}: give --checkpoint" if there else "the run has not saved any yet"
+    raise FeedlineError(f"there is no checkpoint {path}; {remedy}")

@@ -1,0 +1,48 @@
+"""Results that appear under their name when they are complete, and not before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shard.errors import FeedlineError
+from shard.storage import sync_folder
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write a file or fill a folder at; it becomes `path` if the block ends well.
+
+    A file that was there is replaced, and so is a folder.
+
+    Raises:
+        FeedlineError: the disk does not take it.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        for file in (aside, *aside.rglob("*")) if aside.is_dir() else (aside,):
+            _sync(file)
+        if aside.is_dir() and path.is_dir():
+            shutil.rmtree(path)  # no system call puts one folder in another's place
+        aside.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise FeedlineError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
