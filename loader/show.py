@@ -44,6 +44,8 @@ class Sheet:
         title: one line about the whole.
         about: all that the images depend on.
         bad: reason by sample id, of samples that cannot be read or decoded.
+        first: caption of the first column.
+        tiles: captions of the images, [B][E]; (): rows have captions only, as wide as the sheet.
     """
 
     plain: Pixels
@@ -53,6 +55,8 @@ class Sheet:
     title: str
     about: str
     bad: dict[int, str]
+    first: str = "plain"
+    tiles: tuple[tuple[str, ...], ...] = ()
 
     @property
     def scale(self) -> int:
@@ -80,11 +84,13 @@ class Sheet:
             draw.text((left, top + 2), _shortened(text, most, draw, font), color, font)
 
         write(_GAP, _GAP, self.title, sheet.width - 2 * _GAP, _INK)
-        for column, name in enumerate(("plain", *self.columns)):
+        for column, name in enumerate((self.first, *self.columns)):
             write(self.place(0, column)[0], _GAP + _LINE, name, self.side, _FAINT)
         for row, name in enumerate(self.rows):
             left, top = self.place(row, 0)
-            write(left, top - _LINE, name, sheet.width - left - _GAP, _INK)
+            write(left, top - _LINE, name, self.side if self.tiles else sheet.width - left - _GAP, _INK)
+            for column, caption in enumerate(self.tiles[row] if self.tiles else (), start=1):
+                write(self.place(row, column)[0], top - _LINE, caption, self.side, _INK)
             for column, image in enumerate((self.plain[row], *self.images[:, row])):
                 tile = Image.fromarray(image).resize((self.side, self.side), Image.Resampling.NEAREST)
                 sheet.paste(tile, self.place(row, column))

@@ -53,7 +53,7 @@ def test_every_parameter_gets_a_gradient_and_channels_last_gives_the_same(
 
 
 def test_there_are_no_weights_to_download() -> None:
-    with pytest.raises(ValueError, match="no pretrained weights"):
+    with pytest.raises(RuntimeError, match="No pretrained weights"):
         timm.create_model("cifar_resnet9", pretrained=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models import register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 _LOGIT_SCALE = 1 / 9
@@ -100,13 +100,14 @@ class Airbench(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+# There are no weights to download.
+default_cfgs = generate_default_cfgs(
+    {"airbench94": {"num_classes": 10, "input_size": (3, 32, 32), "classifier": "head"}}
+)
+
+
 @register_model  # type: ignore[untyped-decorator]
 def airbench94(pretrained: bool = False, **kwargs: Any) -> Airbench:
     """The network of this file at its published width: 1.97 million parameters."""
-    if pretrained:
-        raise ValueError(
-            "airbench94 has no pretrained weights to download; give --pretrained a checkpoint file"
-        )
-    for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        kwargs.pop(unused, None)
-    return Airbench(**kwargs)
+    made: Airbench = build_model_with_cfg(Airbench, "airbench94", pretrained, **kwargs)
+    return made

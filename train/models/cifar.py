@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models import register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 _LOGIT_SCALE = (
@@ -84,13 +84,14 @@ class CifarResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+# There are no weights to download.
+default_cfgs = generate_default_cfgs(
+    {"cifar_resnet9": {"num_classes": 10, "input_size": (3, 32, 32), "classifier": "head"}}
+)
+
+
 @register_model  # type: ignore[untyped-decorator]
 def cifar_resnet9(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """The network of this file at its standard width."""
-    if pretrained:
-        raise ValueError(
-            "cifar_resnet9 has no pretrained weights to download; give --pretrained a checkpoint file"
-        )
-    for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        kwargs.pop(unused, None)
-    return CifarResNet(**kwargs)
+    made: CifarResNet = build_model_with_cfg(CifarResNet, "cifar_resnet9", pretrained, **kwargs)
+    return made

@@ -1,0 +1,158 @@
+"""`python -m train embed RUN`: features to Parquet, kNN accuracy, nearest neighbours of images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from loader.files import load_files
+from loader.show import save
+from shard.dataset import Dataset
+from train.commands.options import add_run, find_device, positive, require_folder, with_suffix
+from train.feature_file import FeatureFile
+from train.features import PENULTIMATE, Extractor, Features, extract
+from train.knn import NEIGHBOURS, Bank, KnnAccuracy
+from train.neighbours import Found, Search, make_sheet
+from train.trained import Trained, load_trained
+from train.whole import whole
+
+_DESCRIPTION = """Features of a split by any layer of a run's network. Written to Parquet (--out), used to classify by
+neighbours in another split (--knn), or to find the samples nearest to images (--search); any of these together."""
+
+_Sink = Callable[[Features], None]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if not (options.out or options.knn or options.search):
+        parser.error("give --out FILE.parquet, --knn SPLIT or --search IMAGE: there is nothing else to do")
+    device = find_device(options.device)
+    trained = load_trained(
+        require_folder(options.run), options.checkpoint, weights=options.weights, device=device
+    )
+    job = _Job(options, trained, trained.dataset(options.data), device)
+    job.run()
+    return 0
+
+
+class _Job:
+    """One pass over the split, with everything that was asked for fed from it."""
+
+    def __init__(
+        self, options: argparse.Namespace, trained: Trained, dataset: Dataset, device: torch.device
+    ) -> None:
+        self.options, self.trained, self.dataset, self.device = options, trained, dataset, device
+        self.split = options.split or trained.config.input.eval_split
+        self.rows = dataset.split(self.split)
+        self.extractor = Extractor(trained.net, options.layer)
+
+    def run(self) -> None:
+        """Do all of it, and print what was found."""
+        options, knn, search = self.options, None, None
+        sinks: list[_Sink] = []
+        if options.search:
+            images = load_files(options.search, self.trained.config.input.eval_transform())
+            search = Search(self.extractor(images.to(self.device)), options.top)
+            sinks.append(search.add)
+        if options.knn:
+            bank = Bank.of(self.features(options.knn))
+            same = options.knn == self.split
+            knn = KnnAccuracy(bank, len(self.dataset.classes), k=options.k, same_split=same)
+            sinks.append(knn.add)
+        count = self.feed(sinks)
+        if missing := len(self.rows) - count:
+            print(f"{missing} samples of {self.split!r} could not be decoded and are left out")
+        if options.out:
+            print(f"{options.out}: {count} features of {self.split!r}, layer {options.layer}")
+        if knn is not None:
+            found = knn.result()
+            print(
+                f"kNN accuracy, k = {options.k}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {found.samples} "
+                f"samples of {self.split!r}, by their neighbours in {options.knn!r}"
+            )
+        if search is not None:
+            self.show(search.result(), images)
+
+    def features(self, split: str) -> Iterator[Features]:
+        """Features of a split."""
+        return extract(
+            self.trained, self.dataset, split, self.extractor, self.device, batch_size=self.options.batch_size
+        )
+
+    def feed(self, sinks: list[_Sink]) -> int:
+        """Give every batch of features to all sinks, and to the file; returns how many samples there were."""
+        count = 0
+        with ExitStack() as stack:
+            if self.options.out:
+                aside = stack.enter_context(whole(self.options.out))
+                file = stack.enter_context(FeatureFile(aside, self.dataset, self.rows, self.about()))
+                sinks = [file.add, *sinks]
+            for part in self.features(self.split):
+                count += len(part.ids)
+                for sink in sinks:
+                    sink(part)
+        return count
+
+    def about(self) -> dict[str, str]:
+        """What the features are of."""
+        return {
+            "run": str(self.trained.root),
+            "checkpoint": self.trained.checkpoint.name,
+            "arch": self.trained.config.model.arch,
+            "layer": self.options.layer,
+            "dataset": str(self.dataset.root),
+            "fingerprint": self.dataset.fingerprint,
+            "split": self.split,
+        }
+
+    def show(self, found: Found, images: torch.Tensor) -> None:
+        """Print the neighbours and draw them."""
+        for path, ids, cosines in zip(
+            self.options.search, found.ids.tolist(), found.cosines.tolist(), strict=True
+        ):
+            print(f"{path}:")
+            for rank, (i, cosine) in enumerate(zip(ids, cosines, strict=True), start=1):
+                name = self.dataset.classes[int(self.rows.label[i])]
+                print(f"  {rank:>3}  cosine {cosine:.4f}  id {i}  key {self.rows.key(i)}  {name}")
+        title = f"{self.trained.root}, layer {self.options.layer}: nearest in {self.dataset.root}, split {self.split}"
+        names = [path.name for path in self.options.search]
+        sheet = make_sheet(self.trained, self.dataset, self.split, images.numpy(), names, found, title)
+        save(sheet, self.options.sheet)
+        print(f"{self.options.sheet}: the images and their neighbours")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train embed", description=_DESCRIPTION, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add_run(parser)
+    add("--split", metavar="S", help="split of the dataset (default: the one that the run evaluates on)")
+    add(
+        "--layer",
+        default=PENULTIMATE,
+        metavar="NAME",
+        help="module of the timm model, such as layer3 or blocks.5; maps and sequences are averaged (default: "
+        f"{PENULTIMATE}, what the classifier sees)",
+    )
+    add("--out", type=with_suffix(".parquet"), metavar="FILE.parquet", help="write a row per sample")
+    add("--knn", metavar="SPLIT", help="classify by the neighbours in this split; may be the same one")
+    add("--k", type=positive, default=NEIGHBOURS, help=f"neighbours that vote (default: {NEIGHBOURS})")
+    add("--search", type=Path, nargs="+", metavar="IMAGE", help="find the samples nearest to these images")
+    add("--top", type=positive, default=8, metavar="N", help="neighbours per image (default: 8)")
+    add(
+        "--sheet",
+        type=with_suffix(".png"),
+        default=Path("neighbours.png"),
+        metavar="FILE.png",
+        help="picture of what --search found (default: neighbours.png)",
+    )
+    add("--batch-size", type=positive, default=64, metavar="N", help="samples at a time (default: 64)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default: auto)")
+    return parser

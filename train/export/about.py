@@ -1,0 +1,64 @@
+"""What an exported file says of itself: everything that its user has to know beside the weights."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+
+from shard.dataset import Dataset
+from train.model import statistics
+from train.models import OWN
+from train.trained import Trained
+
+
+def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
+    """Names and values, all text; what is not a word is JSON.
+
+    Args:
+        trained: the run.
+        dataset: the one of the run, for readable class names; None: there are none.
+
+    Returns:
+        feedline (version), arch, classes (list), class_names (list, may be empty), transform (object: resize, crop,
+        interpolation), mean, std (lists, for pixels in 0 … 1), own_arch (whether train.models has it and not
+        timm), model_args (text as in --model-args), blurpool,
+        activation (what turns logits into probabilities), input, output, run, checkpoint, epoch,
+        averaged, top1 (percent or null), flip_tta (whether the run's top1 is the mean over mirror images).
+    """
+    config = trained.config
+    mean, std = statistics(config.model)
+    side = config.input.eval_size
+    transform = {
+        "resize": config.input.eval_resize,
+        "crop": side,
+        "interpolation": config.input.interpolation,
+    }
+    return {
+        "feedline": version("feedline"),
+        "arch": config.model.arch,
+        "own_arch": json.dumps(config.model.arch in OWN),
+        "model_args": config.model.model_args,
+        "blurpool": json.dumps(config.model.blurpool),
+        "classes": json.dumps(trained.classes),
+        "class_names": json.dumps(readable_names(trained, dataset)),
+        "transform": json.dumps(transform),
+        "mean": json.dumps(mean),
+        "std": json.dumps(std),
+        "activation": "softmax",  # of single-label runs, whatever their loss
+        "input": f"images: uint8 [N, {side}, {side}, 3], red, green, blue",
+        "output": f"logits: float32 [N, {len(trained.classes)}]",
+        "run": trained.root.resolve().name,
+        "checkpoint": trained.checkpoint.name,
+        "epoch": json.dumps(trained.epoch),
+        "averaged": json.dumps(trained.averaged),
+        "top1": json.dumps(trained.top1),
+        "flip_tta": json.dumps(config.evaluation.flip_tta),
+    }
+
+
+def readable_names(trained: Trained, dataset: Dataset | None) -> list[str]:
+    """Readable class names by label, of a dataset with the same classes; [] where there are none."""
+    if dataset is None or dataset.classes != trained.classes:
+        return []
+    names: list[str] = dataset.manifest.get("class_names") or []
+    return names if any(names) else []

@@ -1,0 +1,87 @@
+"""A folder like those on the Hugging Face hub: config.json and model.safetensors.
+
+timm reads it (`timm.create_model("local-dir:FOLDER", pretrained=True)`), and so does transformers
+(`AutoModelForImageClassification.from_pretrained(FOLDER)`), both offline.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+from torch import nn
+
+from shard.errors import FeedlineError
+from train.arguments import parse_arguments
+from train.trained import Trained
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What timm knows of an architecture, whatever weights are in it.
+_OF_THE_ARCH = ("first_conv", "classifier", "pool_size", "fixed_input_size")
+
+
+def check_arch(trained: Trained) -> None:
+    """Refuse what timm could not build again.
+
+    Raises:
+        FeedlineError: a model with blurpool, which timm does not know of.
+    """
+    if trained.config.model.blurpool:
+        raise FeedlineError(
+            "--format timm: the run has blurpool, with which timm cannot build a model; use --format onnx, "
+            "torch.export or safetensors"
+        )
+
+
+def write_timm(trained: Trained, about: dict[str, str], path: Path) -> None:
+    """Fill the folder `path`."""
+    path.mkdir()
+    safetensors.torch.save_file(trained.net.model.state_dict(), path / WEIGHTS, metadata={"format": "pt"})
+    (path / CONFIG).write_text(json.dumps(_config(trained, about), indent=2) + "\n", encoding="utf-8")
+
+
+def read_timm(path: Path) -> nn.Module:
+    """The model that timm makes of the folder."""
+    model: nn.Module = timm.create_model(f"local-dir:{path}", pretrained=True)
+    return model
+
+
+def crop_pct(size: int, resize: int) -> float:
+    """Share of the resized image that a crop of `size` keeps, such that timm's floor(size / crop_pct) is `resize`."""
+    share = size / resize
+    while math.floor(size / share) < resize:
+        share = math.nextafter(share, 0)
+    return share
+
+
+def _config(trained: Trained, about: dict[str, str]) -> dict[str, Any]:
+    model: Any = trained.net.model
+    transform, classes = json.loads(about["transform"]), list(trained.classes)
+    known = getattr(model, "pretrained_cfg", None) or {}
+    readable = json.loads(about["class_names"])
+    return {
+        "architecture": trained.config.model.arch,
+        "num_classes": len(classes),
+        "num_features": model.num_features,
+        "model_args": parse_arguments("model_args", trained.config.model.model_args),
+        "label_names": classes,
+        **({"label_descriptions": dict(zip(classes, readable, strict=True))} if readable else {}),
+        "pretrained_cfg": {
+            "custom_load": False,
+            "num_classes": len(classes),
+            "input_size": [3, transform["crop"], transform["crop"]],
+            "interpolation": transform["interpolation"],
+            "crop_pct": crop_pct(transform["crop"], transform["resize"]),
+            "crop_mode": "center",
+            "mean": json.loads(about["mean"]),
+            "std": json.loads(about["std"]),
+            **{key: known[key] for key in _OF_THE_ARCH if key in known},
+        },
+        "feedline": {
+            key: about[key] for key in ("feedline", "run", "checkpoint", "epoch", "averaged", "top1")
+        },
+    }

@@ -1,0 +1,145 @@
+"""Features of a trained network: what any of its layers gives for the samples of a split, one vector a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from loader import Loader
+from shard.dataset import Dataset
+from shard.errors import FeedlineError
+from train.model import Normalized
+from train.naming import nearest
+from train.trained import Trained
+
+PENULTIMATE = "penultimate"
+
+
+class Extractor:
+    """Vectors of a layer: uint8 images [B, H, W, 3] to float32 [B, D].
+
+    Feature maps are averaged over their places, and sequences over their tokens, without class and register tokens.
+
+    Args:
+        net: the network, in evaluation mode.
+        layer: a module of the timm model, such as layer3 or blocks.5; or "penultimate": what the classifier sees
+            (timm's `forward_head(…, pre_logits=True)`).
+
+    Raises:
+        FeedlineError: there is no such layer; names the nearest.
+    """
+
+    def __init__(self, net: Normalized, layer: str = PENULTIMATE) -> None:
+        self._net, self._layer = net, layer
+        self._seen: Any = None
+        self._run: Callable[[torch.Tensor], torch.Tensor] = self._penultimate
+        if layer != PENULTIMATE:
+            _find(net.model, layer).register_forward_hook(self._keep)
+            self._run = self._hooked
+        elif not hasattr(net.model, "forward_head"):
+            raise FeedlineError(
+                "layer is 'penultimate', but the model has no forward_head; give --layer a module"
+            )
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Features float32 [B, D] of uint8 images [B, H, W, 3]."""
+        return self._run(self._net.normalize(images)).float()
+
+    def _penultimate(self, pixels: torch.Tensor) -> torch.Tensor:
+        model: Any = self._net.model
+        found: torch.Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
+        return found.flatten(1)
+
+    def _hooked(self, pixels: torch.Tensor) -> torch.Tensor:
+        self._seen = None
+        self._net.model(pixels)
+        if not isinstance(self._seen, torch.Tensor):
+            raise FeedlineError(f"layer {self._layer!r} gives no tensor in the forward pass; choose another")
+        return pooled(self._seen, self._net.model)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._seen = output
+
+
+def _find(model: nn.Module, layer: str) -> nn.Module:
+    modules: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
+    if layer not in modules:
+        top = [name for name in modules if name.count(".") <= 1]
+        raise FeedlineError(f"the model has no layer {layer!r}; {nearest(layer, [PENULTIMATE, *top])}")
+    return modules[layer]
+
+
+def pooled(features: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """One vector a sample, [B, D], of what a layer of `model` gave: [B, D], [B, tokens, D] or a map [B, …].
+
+    Raises:
+        FeedlineError: something of another shape.
+    """
+    if features.ndim == 2:
+        return features
+    if features.ndim == 3:
+        return features[:, getattr(model, "num_prefix_tokens", 0) :].mean(dim=1)
+    if features.ndim == 4:
+        last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        return features.mean(dim=(1, 2) if last else (2, 3))
+    raise FeedlineError(
+        f"the layer gives tensors {tuple(features.shape)}, of which there is no mean; choose another"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Features of a batch of n samples.
+
+    Attributes:
+        ids: int64 [n], row numbers of the split's index, on the CPU.
+        labels: int64 [n], on the CPU.
+        values: float32 [n, D], on the network's device.
+    """
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    values: torch.Tensor
+
+
+def extract(
+    trained: Trained,
+    dataset: Dataset,
+    split: str,
+    extractor: Extractor,
+    device: torch.device,
+    *,
+    batch_size: int = 64,
+) -> Iterator[Features]:
+    """Features of every sample of a split, in its order, with the run's evaluation transform.
+
+    Samples that do not decode are left out; the loader logs them.
+
+    Args:
+        trained: the run.
+        dataset: any, with the run's classes or others.
+        split: of it.
+        extractor: which features.
+        device: where the network is.
+        batch_size: samples at a time.
+    """
+    config = trained.config.input
+    with Loader(
+        dataset,
+        split,
+        config.eval_transform(),
+        batch_size=min(batch_size, len(dataset.split(split))),
+        device=device,
+        backend=config.loader_backend,
+        threads=config.loader_threads,
+        max_bad=config.max_bad,
+        cache=config.shard_cache(dataset),
+    ) as loader:
+        for batch in loader:
+            valid = batch.valid
+            yield Features(batch.ids[valid.cpu()], batch.labels[valid].cpu(), extractor(batch.images)[valid])
