@@ -6,13 +6,15 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from shard.errors import FeedlineError
+from shard.image import Policy
 from train.commands.computing import add_computing, with_decoding
 from train.commands.options import add_network, find_device, positive, require_folder
 from train.inference import Network
-from train.predict import Bad, Prediction, Predictor, find_images, predict
+from train.predict import Bad, Prediction, Predictor, find_images, load_image, predict
 from train.predict.writers import FORMATS, SUFFIXES, WRITERS, printable, save_parquet
 from train.trained import load_trained
 from train.whole import whole
@@ -45,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
     with Predictor(trained, network, batch_size=options.batch_size, top=top) as predictor:
         found = find_images(options.images, _lines())
         try:
-            _write(_good(predict(found, predictor), bad), form, options.out, top)
+            load = partial(load_image, policy=Policy(exif=options.exif))
+            _write(_good(predict(found, predictor, load), bad), form, options.out, top)
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141  # as a shell has it for SIGPIPE
@@ -91,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     add_network(parser)
     add("images", nargs="+", metavar="IMAGE", help="files, folders, patterns; - reads a list from stdin")
     add("--top", type=positive, default=5, metavar="K", help="classes per image (default: 5)")
+    add(
+        "--exif",
+        choices=("strip", "apply"),
+        default="strip",
+        help="apply turns photos upright as their camera noted; strip leaves the pixels as they are stored, as "
+        "`shard build` does by default, and evaluations see them (default: strip)",
+    )
     add("--format", choices=FORMATS, help="default: by the suffix of --out, else table")
     add("--out", type=Path, metavar="FILE", help="default: stdout")
     add_computing(parser)

@@ -12,7 +12,6 @@ from shard.image import BadImageError, Checked, Policy, check
 from shard.sources.folders import IMAGE_SUFFIXES
 
 MAX_BYTES = 1 << 29  # a file of more is no photo; it would be read into memory whole
-_POLICY = Policy()  # that of `python -m shard build`
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +75,17 @@ def _below(folder: str) -> Iterator[str | Bad]:
         yield Bad(folder, "no image files in this folder")
 
 
-def load_image(name: str) -> Checked | Bad:
+def load_image(name: str, policy: Policy = Policy()) -> Checked | Bad:
     """Read and check an image as `python -m shard build` does: what becomes of it there is predicted.
 
-    A plain JPEG keeps its bytes; any other image becomes a JPEG of quality 95. A camera's note of its orientation is
-    not followed, as in training.
+    A plain JPEG keeps its bytes; any other image becomes a JPEG of quality 95.
+
+    Args:
+        name: of the file.
+        policy: how datasets are built.
     """
     try:
-        return check(_read(name), _POLICY)
+        return check(_read(name), policy)
     except BadImageError as error:
         return Bad(name, str(error))
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte

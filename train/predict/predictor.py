@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from loader.resolve import make_backend, resolve_backend, usable_cores
 from loader.threads import ThreadPool
 from shard.errors import FeedlineError
-from shard.image import Checked
+from shard.image import MAX_PIXELS, Checked
 from train.inference import Network, top_classes
 from train.predict.images import Bad, load_image
 from train.trained import Trained
@@ -61,26 +62,37 @@ class Predictor:
         Raises:
             FeedlineError: the network's output is not finite.
         """
-        if not images:
-            return []
-        sizes = np.array([(image.width, image.height) for image in images], np.int32)
+        results: dict[int, Prediction | Bad] = {}
+        sizes = np.array([(image.width, image.height) for image in images], np.int32).reshape(-1, 2)
         params = self._transform.params(0, 0, np.arange(len(images)), sizes[:, 0], sizes[:, 1])
-        encoded = [np.frombuffer(image.data, np.uint8) for image in images]
-        decoded = self._backend.submit(encoded, params, self.batch_size)()
-        probabilities, top = top_classes(self._network.logits(decoded.images), self._top)
-        shares, labels = probabilities.cpu(), top.cpu().tolist()
-        good = [row for row in range(len(images)) if row not in decoded.bad]
-        if not torch.isfinite(shares[good]).all():
+        fits = params.resized.astype(np.int64).prod(axis=1) <= MAX_PIXELS
+        for row in np.flatnonzero(~fits).tolist():
+            width, height = sizes[row].tolist()
+            # Resizing the shorter side makes the other one so long that it takes gigabytes.
+            results[row] = Bad(names[row], f"{width} x {height} pixels: too narrow to be resized")
+        rows = np.flatnonzero(fits)
+        if len(rows):
+            encoded = [np.frombuffer(images[row].data, np.uint8) for row in rows]
+            decoded = self._backend.submit(encoded, params.take(rows), self.batch_size)()
+            labels, shares = self._top_classes(decoded.images)
+            for place, row in enumerate(rows.tolist()):
+                name = names[row]
+                if place in decoded.bad:
+                    results[row] = Bad(name, decoded.bad[place])
+                else:
+                    results[row] = self._prediction(name, labels[place], shares[place])
+        return [results[row] for row in range(len(images))]
+
+    def _top_classes(self, images: torch.Tensor) -> tuple[list[list[int]], list[list[float]]]:
+        probabilities, top = top_classes(self._network.logits(images), self._top)
+        return top.tolist(), probabilities.tolist()
+
+    def _prediction(self, name: str, labels: list[int], shares: list[float]) -> Prediction:
+        if not all(map(math.isfinite, shares)):
             raise FeedlineError(
-                f"the network's output is not finite for a batch with {names[0]}; try --precision fp32, or an earlier "
-                "--checkpoint"
+                f"the network's output is not finite for {name}; try --precision fp32, or an earlier --checkpoint"
             )
-        return [
-            Bad(name, decoded.bad[row])
-            if row in decoded.bad
-            else Prediction(name, tuple(self._classes[i] for i in labels[row]), tuple(shares[row].tolist()))
-            for row, name in enumerate(names)
-        ]
+        return Prediction(name, tuple(self._classes[label] for label in labels), tuple(shares))
 
     def __enter__(self) -> Predictor:
         """Return itself."""
