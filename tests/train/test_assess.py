@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import classification_report, precision_recall_fscore_support
 from sklearn.metrics import confusion_matrix as sklearn_matrix
@@ -78,7 +78,7 @@ def test_report_and_json_say_the_same() -> None:
     text, values = report(found), json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert "top-1 60.00 % (" in text
     assert "left out: 2 samples" in text
-    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
+    rows = {line.split()[0]: line.split()[1:] for line in text.split("most confused")[0].splitlines() if line}
     assert rows["bee"] == ["0.4000", "0.6667", "0.5000", "3"]
     assert values["classes"]["bee"] == {"precision": 0.4, "recall": 2 / 3, "f1": 0.5, "support": 3}
     assert values["confused"][0] == {"true": "cat", "predicted": "bee", "samples": 2, "share": 2 / 3}
@@ -86,6 +86,8 @@ def test_report_and_json_say_the_same() -> None:
     assert values["real"] is None
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 60))
 def test_scores_are_scikit_learns(seed: int, classes: int, count: int) -> None:
     rng = np.random.default_rng(seed)
@@ -190,9 +192,9 @@ def test_real_labels_as_timm_counts_them(tmp_path: Path) -> None:
     path = tmp_path / "real.json"
     path.write_text(json.dumps(given_labels))
     logits = torch.from_numpy(rng.normal(size=(40, 1000)))
-    for row, labels in enumerate(given_labels[:25]):
+    for row, labels in enumerate(given_labels):
         if labels:
-            logits[row, labels[0]] += 4  # among the first five, often the first
+            logits[row, labels[0]] += 3  # often among the first five, sometimes the first
     sources = [f"val/n01/ILSVRC2012_val_{i + 1:08d}.JPEG" for i in range(40)]
     theirs = RealLabelsImagenet(sources, str(path))
     theirs.add_result(logits)

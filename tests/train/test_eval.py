@@ -17,8 +17,7 @@ from PIL import Image
 from loader import Loader
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
-from tests.train.runs import make_run
-from train import checkpoint
+from tests.train.judged import CLASSES, lively_run
 from train.__main__ import main
 from train.assess.samples import Samples, _in_order, collect
 from train.commands.eval import main as evaluate_command
@@ -27,20 +26,13 @@ from train.evaluate import evaluate
 from train.inference import Network
 from train.trained import load_trained
 
-ARCH, SIDE = "test_efficientnet", 24
-CLASSES = tuple(f"class{i}" for i in range(6))
 Start = Callable[[list[str], int], list["subprocess.Popen[bytes]"]]
 
 
 @pytest.fixture(scope="module")
 def run(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder whose network takes tiles for more than one class."""
-    root = make_run(tmp_path_factory.mktemp("run") / "mine", ARCH, CLASSES, SIDE, data=dataset_dir, ema=True)
-    path = root / "checkpoints" / "best.pt"
-    content = checkpoint.load(path)
-    content["model_ema"]["classifier.weight"] *= 30
-    checkpoint.save(path, content)
-    return root
+    return lively_run(tmp_path_factory.mktemp("run") / "mine", dataset_dir)
 
 
 @pytest.fixture(scope="module")

@@ -20,27 +20,18 @@ from PIL import Image
 
 from loader import Loader, ResizeCenterCrop
 from shard.dataset import Dataset, read_sources
-from shard.image import Checked
-from tests.train.runs import make_run
-from train import checkpoint
+from shard.image import Checked, Policy
+from tests.train.judged import SIDE, lively_run
 from train.__main__ import main
 from train.commands.predict import main as predict_command
 from train.inference import Network
 from train.predict import Bad, Predictor, find_images, load_image
 from train.trained import Trained, load_trained
 
-ARCH, SIDE = "test_efficientnet", 24
-CLASSES = tuple(f"class{i}" for i in range(6))
-
 
 @pytest.fixture(scope="module")
 def run(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = make_run(tmp_path_factory.mktemp("run") / "mine", ARCH, CLASSES, SIDE, data=dataset_dir)
-    path = root / "checkpoints" / "best.pt"
-    content = checkpoint.load(path)
-    content["model"]["classifier.weight"] *= 30
-    checkpoint.save(path, content)
-    return root
+    return lively_run(tmp_path_factory.mktemp("run") / "mine", dataset_dir)
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +241,6 @@ def test_a_list_on_stdin(run: Path, dataset_dir: Path, monkeypatch: pytest.Monke
 
 
 def test_photos_are_turned_on_demand(tmp_path: Path) -> None:
-    from shard.image import Policy
-
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "p.jpg", exif=exif)

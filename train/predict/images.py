@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from shard.image import BadImageError, Checked, Policy, check
 from shard.sources.folders import IMAGE_SUFFIXES
 
+AS_BUILT = Policy()  # as `python -m shard build` judges images where no flag says otherwise
 MAX_BYTES = 1 << 29  # a file of more is no photo; it would be read into memory whole
 
 
@@ -75,7 +76,7 @@ def _below(folder: str) -> Iterator[str | Bad]:
         yield Bad(folder, "no image files in this folder")
 
 
-def load_image(name: str, policy: Policy = Policy()) -> Checked | Bad:
+def load_image(name: str, policy: Policy = AS_BUILT) -> Checked | Bad:
     """Read and check an image as `python -m shard build` does: what becomes of it there is predicted.
 
     A plain JPEG keeps its bytes; any other image becomes a JPEG of quality 95.
