@@ -16,7 +16,7 @@ CLASSES = tuple(f"class{i}" for i in range(6))
 
 
 def lively_run(root: Path, data: Path) -> Path:
-    """Write a run of the tiles' dataset, with averaged weights, whose logits have mean 0 and deviation 2 on its tiles."""
+    """Write a run of the tiles' dataset, with averaged weights, with logits of mean 0 and deviation 2."""
     make_run(root, ARCH, CLASSES, SIDE, data=data, ema=True)
     trained = load_trained(root)
     with Loader(data, "val", trained.config.input.eval_transform(), batch_size=42, threads=1) as loader:
