@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 from torchvision.models.segmentation.fcn import FCNHead
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.transforms.functional import normalize
 
@@ -42,9 +42,15 @@ class FpnBackbone(nn.Module):
 def faster_rcnn(run: Path, classes: int, side: int) -> FasterRCNN:
     """Faster R-CNN on the run's network; class 0 is the background."""
     body = load_pyramid(run)
-    # The detector normalises: with what the weights were trained with.
     return FasterRCNN(
-        FpnBackbone(body), classes, min_size=side, max_size=side, image_mean=body.mean, image_std=body.std
+        FpnBackbone(body),
+        classes,
+        min_size=side,
+        max_size=side,
+        # The detector normalises: with what the weights were trained with.
+        image_mean=body.mean,
+        image_std=body.std,
+        box_roi_pool=MultiScaleRoIAlign(list(body.channels), output_size=7, sampling_ratio=2),
     )
 
 

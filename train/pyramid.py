@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.utils import freeze_batch_norm_2d
+from timm.layers import freeze_batch_norm_2d
 from torch import nn
 
 from shard.errors import FeedlineError

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import timm
 import torch
+from torch import nn
 
 from shard.errors import FeedlineError
 from tests.train.runs import MEAN, STD, make_run
@@ -86,24 +89,37 @@ def test_models_without_the_levels_say_which_they_have(tmp_path: Path) -> None:
     with pytest.raises(FeedlineError, match=r"CifarResNet gives no feature maps .* train another --arch"):
         load_pyramid(ours)
     with pytest.raises(FeedlineError, match=r"does not take .*output_stride"):
-        load_pyramid(make_run(tmp_path / "b", "cifar_resnet9", ("a",), 32), output_stride=8)
+        load_pyramid(vit, (4,), output_stride=8)
 
 
 def test_detector_and_segmenter_learn_through_the_backbone(
-    run: Path, example: ModuleType, capsys: pytest.CaptureFixture[str]
+    run: Path, example: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.manual_seed(0)
-    images, targets = example.random_batch(2, 64, 3)
-    detector = example.faster_rcnn(run, 3, 64).train()
-    assert (detector.transform.image_mean, detector.transform.image_std) == (MEAN, STD)
-    sum(detector(list(images), targets).values()).backward()
-    segmenter = example.deeplab(run, 3).train()
-    found = segmenter(images)
-    assert found["out"].shape == found["aux"].shape == (2, 3, 64, 64)
-    (found["out"].square().mean() + found["aux"].square().mean()).backward()
-    for body in (detector.backbone.body, segmenter.backbone.body):
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in body.parameters())
-    example.main([str(run), "--steps", "1", "--side", "64"])
+    made = []
+
+    def kept(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        def make_and_keep(*given: Any) -> nn.Module:
+            made.append(make(*given))
+            return made[-1]
+
+        return make_and_keep
+
+    for name in ("faster_rcnn", "deeplab"):
+        monkeypatch.setattr(example, name, kept(getattr(example, name)))
+    example.main([str(run), "--steps", "1", "--side", "64", "--classes", "3"])
     assert re.fullmatch(
         r"Faster R-CNN: losses \d+\.\d+\nDeepLabV3: losses \d+\.\d+\n", capsys.readouterr().out
     )
+    detector, segmenter = made
+    assert (detector.transform.image_mean, detector.transform.image_std) == (MEAN, STD)
+    for body in (detector.backbone.body, segmenter.backbone.body):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in body.parameters())
+    found = segmenter(torch.rand(2, 3, 64, 64))
+    assert found["out"].shape == found["aux"].shape == (2, 3, 64, 64)
+
+
+def test_boxes_become_masks(example: ModuleType) -> None:
+    target = {"boxes": torch.tensor([[1.0, 2.0, 4.0, 6.0]]), "labels": torch.tensor([2])}
+    (mask,) = example.masks([target], 8)
+    assert mask.nonzero().tolist() == [[y, x] for y in range(2, 6) for x in range(1, 4)]
+    assert mask.unique().tolist() == [0, 2]
