@@ -54,7 +54,8 @@ class Network:
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         dtype = autocast_dtype(self.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            return self._net(images)
+            logits: torch.Tensor = self._net(images)
+        return logits
 
 
 def top_classes(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

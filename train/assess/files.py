@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def write(
     Raises:
         FeedlineError: the disk does not take them.
     """
-    writers = {
+    writers: dict[str, Callable[[Path], object]] = {
         FIGURES: lambda path: path.write_text(
             json.dumps(about | found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
             encoding="utf-8",

@@ -72,7 +72,7 @@ class Predictor:
             results[row] = Bad(names[row], f"{width} x {height} pixels: too narrow to be resized")
         rows = np.flatnonzero(fits)
         if len(rows):
-            encoded = [np.frombuffer(images[row].data, np.uint8) for row in rows]
+            encoded = [np.frombuffer(images[row].data, np.uint8) for row in rows.tolist()]
             decoded = self._backend.submit(encoded, params.take(rows), self.batch_size)()
             labels, shares = self._top_classes(decoded.images)
             for place, row in enumerate(rows.tolist()):
