@@ -67,22 +67,18 @@ def test_pixels_are_those_of_the_evaluation(trained: Trained, images: Path, data
 
 
 def test_predictions_are_those_of_the_evaluation(run: Path, dataset_dir: Path, tmp_path: Path) -> None:
-    root = dataset_dir.parent / "images"
     out = tmp_path / "predicted.parquet"
     assert main(["eval", str(run), "--device", "cpu", "--batch-size", "42", "--out", str(tmp_path)]) == 0
+    judged = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    # In the same rows of a batch of the same shape, so that nothing is rounded otherwise.
+    names = [str(dataset_dir.parent / "images" / row["source"]) for row in judged]
     flags = ["--device", "cpu", "--batch-size", "42", "--out", str(out)]
-    assert main(["predict", str(run), str(root / "val"), *flags]) == 0
-    judged = {
-        str(root / row["source"]): row for row in pq.read_table(tmp_path / "predictions.parquet").to_pylist()
-    }
+    assert main(["predict", str(run), *names, *flags]) == 0
     rows = pq.read_table(out).to_pylist()
-    assert [row["image"] for row in rows] == sorted(judged)
+    assert [row["image"] for row in rows] == names
+    assert [row["classes"] for row in rows] == [row["top5"] for row in judged]
+    assert [row["probabilities"] for row in rows] == [row["top5_probabilities"] for row in judged]
     assert len({row["classes"][0] for row in rows}) > 1
-    for row in rows:
-        assert row["classes"] == judged[row["image"]]["top5"]
-        np.testing.assert_allclose(
-            row["probabilities"], judged[row["image"]]["top5_probabilities"], rtol=1e-5
-        )
 
 
 def test_formats_agree(
@@ -198,7 +194,8 @@ def test_more_images_than_a_batch_in_order(
     for one, other in zip(by_three, whole, strict=True):
         assert one["image"] == other["image"]
         a, b = ([p["probability"] for p in x["predictions"]] for x in (one, other))
-        np.testing.assert_allclose(a, b, rtol=1e-4)
+        # This network's logits are scaled up a thousandfold, and with them what another row of a batch rounds otherwise.
+        np.testing.assert_allclose(a, b, atol=2e-3)
 
 
 def test_names(tmp_path: Path) -> None:
