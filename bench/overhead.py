@@ -1,26 +1,29 @@
 """`python -m bench overhead`: our training step against a plain PyTorch loop, on the same synthetic batch.
 
-The reference is what one writes by hand: normalised float images, `autocast`, cross-entropy, `backward`, `step`, and
-nothing else. Ours is what `Trainer` does in every step: learning rate, masks, losses kept on the device, time marks.
+The reference is what one writes by hand: normalised float images, timm's `Mixup` and loss where the recipe has them,
+`autocast`, `backward`, `step`, and nothing else. Ours is what `Trainer` does in every step: learning rate, mixing,
+masks, losses kept on the device, time marks.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
+import timm.data
+import timm.loss
 import torch
 from torch.nn import functional as F
 
 from bench.environment import environment
 from bench.measure import Series, Stage, measure, ratio
-from bench.stages import Real, Synthetic
-from loader import Batch
+from bench.stages import endless_batches
+from loader import Batch, Loader
 from shard.dataset import Dataset
 from train.build import make_step
 from train.config import Config, to_dict
@@ -29,13 +32,16 @@ from train.engine import WARMUP_STEPS
 from train.inputs import train_loader
 from train.loss_window import LossWindow, StepRecord
 from train.meter import Meter
+from train.mix import Mixing
 from train.model import Normalized
+from train.numerics import autocast_dtype
 from train.optim import make_optimizer
+from train.schedule import Length
 from train.step import TrainStep
 from train.synthetic import synthetic_batch
 
+_ENDLESS = 10**9  # steps
 _LR = 1e-3  # small enough that a long measurement does not diverge
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Reference:
@@ -43,23 +49,29 @@ class Reference:
 
     name, title, lead_in = "reference", "plain PyTorch loop", 1
 
-    def __init__(self, net: Normalized, config: Config, batch: Batch, *, compiled: bool) -> None:
+    def __init__(
+        self, net: Normalized, config: Config, batch: Batch, *, compiled: bool, classes: int = 10
+    ) -> None:
         self._optimizer = make_optimizer(net.model, config.optim)
         self._model = torch.compile(net.model, dynamic=False) if compiled else net.model
         pixels = batch.images.permute(0, 3, 1, 2).float()
         self._images = torch.addcmul(net.shift, pixels, net.scale)  # once: a plain loop gets them like this
-        self._labels, self._smoothing = batch.labels, config.loss.label_smoothing
-        self._device, self._dtype = batch.images.device, _DTYPES[config.step.precision]
+        self._labels, self._device = batch.labels, batch.images.device
+        self._mixup, self._loss = _mixup(config, classes), _loss(config)
+        self._dtype = autocast_dtype(config.step.precision)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype == torch.float16)
         for group in self._optimizer.param_groups:
             group["lr"] = _LR
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
+        images, targets = self._images, self._labels
+        if self._mixup is not None:
+            images, targets = self._mixup(images.clone(), targets)  # it mixes in place
         self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            logits = self._model(self._images)
-        loss = F.cross_entropy(logits.float(), self._labels, label_smoothing=self._smoothing)
+            logits = self._model(images)
+        loss = self._loss(logits.float(), targets)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -74,23 +86,66 @@ class Reference:
         """Nothing to free."""
 
 
-class Ours(Synthetic):
-    """Everything that `Trainer.train_step` does between two lines of metrics, and their look at the losses."""
+def _mixup(config: Config, classes: int) -> Any:
+    """Timm's mixing, with the recipe's settings; None where nothing mixes."""
+    mix = config.mix
+    if not mix.enabled:
+        return None
+    return timm.data.Mixup(
+        mixup_alpha=mix.mixup,
+        cutmix_alpha=mix.cutmix,
+        prob=mix.mix_prob,
+        switch_prob=mix.mix_switch,
+        mode=mix.mix_mode,
+        label_smoothing=config.loss.label_smoothing,
+        num_classes=classes,
+    )
 
-    name, title, lead_in = "ours", "train's step", 1
 
-    def __init__(self, train_step: TrainStep, batch: Batch, log_every: int) -> None:
-        super().__init__(train_step, batch)
+def _loss(config: Config) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The recipe's loss as one writes it by hand; timm's `Mixup` has smoothed the targets that it mixes."""
+    loss = config.loss
+    if loss.loss == "bce":
+        bce: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = timm.loss.BinaryCrossEntropy(
+            loss.label_smoothing, loss.bce_threshold, sum_classes=loss.bce_sum
+        )
+        return bce
+    smoothing = 0.0 if config.mix.enabled else loss.label_smoothing
+    return lambda logits, targets: F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+
+class Ours:
+    """Everything that `Trainer.train_step` does between two lines of metrics, and their look at the losses.
+
+    Args:
+        train_step: the step.
+        batches: what it trains on, without end.
+        config: of the training.
+        loader: where the batches come from; None: they are synthetic.
+    """
+
+    lead_in = 1
+
+    def __init__(
+        self, train_step: TrainStep, batches: Iterator[Batch], config: Config, loader: Loader | None = None
+    ) -> None:
+        self.name, self.title = (
+            ("ours", "train's step") if loader is None else ("real", "training, real data")
+        )
         world = train_step.world
-        self._losses, self._meter = LossWindow(log_every, world), Meter(world.device, WARMUP_STEPS)
-        self._log_every, self._steps = log_every, itertools.count(1)
+        self._train_step, self._batches, self._loader = train_step, batches, loader
+        # All durations are of a run without end: mixing, which may end earlier, is on.
+        self._mixing = Mixing(replace(config.mix, mix_until="100%"), config.seed, Length(1, 1, _ENDLESS))
+        self._losses, self._meter = LossWindow(config.log_every, world), Meter(world.device, WARMUP_STEPS)
+        self._log_every, self._steps = config.log_every, itertools.count(1)
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
-        step, batch, number = self._train_step, self._batch, next(self._steps)
+        step, batch, number = self._train_step, next(self._batches), next(self._steps)
         self._meter.mark("data")
         loss = torch.zeros((), device=batch.images.device)
-        loss += step.forward_backward(batch.images, batch.labels, batch.valid)
+        mix = self._mixing(0, number, batch.ids, batch.images)
+        loss += step.forward_backward(batch.images, batch.labels, batch.valid, mix=mix)
         self._meter.mark("forward_backward")
         step.update(_LR)
         self._losses.add(loss, StepRecord(number, _LR, [batch.ids]))
@@ -100,6 +155,17 @@ class Ours(Synthetic):
             self._losses.look()
             self._meter.stop()
         return batch.num_valid, 0
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        device = self._train_step.world.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def close(self) -> None:
+        """See `Stage.close`."""
+        if self._loader is not None:
+            self._loader.close()
 
 
 def overhead(
@@ -125,12 +191,12 @@ def overhead(
     step = make_step(config, classes, world)
     step.net.train()
     compiled = device.type == "cuda" if config.step.compile is None else config.step.compile
-    reference = Reference(copy.deepcopy(step.net), config, batch, compiled=compiled)
+    reference = Reference(copy.deepcopy(step.net), config, batch, compiled=compiled, classes=classes)
     with ExitStack() as stack:
-        stages: list[Stage] = [reference, Ours(step, batch, config.log_every)]
+        stages: list[Stage] = [reference, Ours(step, itertools.repeat(batch), config)]
         if dataset is not None:
             loader = stack.enter_context(train_loader(config.input, dataset, config.seed, 1, world))
-            stages.append(Real(step, loader))
+            stages.append(Ours(step, endless_batches(loader), config, loader))
         series = measure(stages, repeats, seconds, say)
     found = {one.name: one for one in series}
     cpu = [b / a for a, b in zip(found["ours"].cpu_s, found["reference"].cpu_s, strict=True)]

@@ -38,7 +38,8 @@ trap 'requeue=yes; pass_on' USR1
 trap pass_on TERM
 
 # A node that dies takes its agent along: the others meet again, without it (MIN_NODES), or the job is requeued.
-srun --kill-on-bad-exit=0 "$PYTHON" -m torch.distributed.run \
+# srun itself does not take the job's --cpus-per-task over (Slurm 22.05 and later): without it, one core for 8 ranks.
+srun --kill-on-bad-exit=0 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$PYTHON" -m torch.distributed.run \
     --nnodes "${MIN_NODES:-$SLURM_JOB_NUM_NODES}:$SLURM_JOB_NUM_NODES" \
     --nproc-per-node "$GPUS" \
     --rdzv-backend c10d --rdzv-endpoint "$head_node:$port" --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
@@ -55,7 +56,8 @@ while kill -0 "$step" 2>/dev/null; do
     wait "$step" || status=$?
 done
 
-if [ -e "$RUN/summary.json" ]; then
+# Not by RUN/summary.json: an earlier, shorter training may have left one.
+if [ "$status" -eq 0 ]; then
     echo "finished"
     exit 0
 fi

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from train.cli import parse
+
 LAUNCH = Path(__file__).parents[1] / "launch"
 
 
@@ -24,6 +26,15 @@ def test_the_kubernetes_job_is_consistent() -> None:
     service, job = yaml.safe_load_all((LAUNCH / "torchrun.yaml").read_text())
     spec = job["spec"]
     arguments = spec["template"]["spec"]["containers"][0]["args"]
+    (check,) = spec["template"]["spec"]["initContainers"]
+    assert check["args"][:3] == ["-m", "train", "--check"]
+    assert check["args"][3:] == arguments[arguments.index("train") + 1 :]
+    assert parse(check["args"][2:]).check
+    failing = [
+        rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"
+    ]
+    # Never torchrun's, which is 1 after whatever could be tried again.
+    assert failing == [{"containerName": check["name"], "operator": "In", "values": [1, 2]}]
     assert spec["completions"] == spec["parallelism"]
     assert f"--nnodes=1:{spec['completions']}" in arguments
     assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
@@ -41,7 +52,8 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         path = tmp_path / name
         path.write_text(text)
         path.chmod(0o755)
-    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "[a-b]", "SLURM_JOB_NUM_NODES": "2", "GPUS": "4"}
+    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "[a-b]", "SLURM_JOB_NUM_NODES": "2", "GPUS": "4",
+           "SLURM_CPUS_PER_TASK": "32"}  # fmt: skip
     own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DATA": "d", "RUN": str(tmp_path / "run")}
     return {**os.environ, **job, **own}
 
@@ -67,6 +79,7 @@ def test_usr1_reaches_the_step_and_the_job_is_queued_again(slurm: dict[str, str]
     assert run(slurm, tmp_path, saves, usr1=True) == (0, True)
     assert (tmp_path / "saved").exists(), "the job was queued again before the checkpoint was written"
     command = (tmp_path / "srun.txt").read_text()
+    assert command.startswith("--kill-on-bad-exit=0 --cpus-per-task=32 python -m torch.distributed.run")
     assert "--nnodes 2:2 --nproc-per-node 4" in command
     assert "--rdzv-endpoint a:20077 --rdzv-id 77-0" in command
     assert "SIGUSR1 -m train --data d" in command
@@ -75,7 +88,13 @@ def test_usr1_reaches_the_step_and_the_job_is_queued_again(slurm: dict[str, str]
 
 @pytest.mark.parametrize(
     ("step", "expected"),
-    [("exit 1", (1, False)), ("exit 75", (0, True)), ("mkdir $RUN; touch $RUN/summary.json", (0, False))],
+    [
+        ("exit 1", (1, False)),
+        ("exit 75", (0, True)),
+        ("mkdir $RUN; touch $RUN/summary.json", (0, False)),
+        ("mkdir $RUN; touch $RUN/summary.json; exit 1", (1, False)),  # of an earlier training
+        ("mkdir $RUN; touch $RUN/summary.json; exit 75", (0, True)),
+    ],
 )
 def test_ends(slurm: dict[str, str], tmp_path: Path, step: str, expected: tuple[int, bool]) -> None:
     assert run(slurm, tmp_path, step) == expected

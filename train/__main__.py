@@ -18,7 +18,7 @@ from train.build import length_of
 from train.cli import Options, UsageError, list_recipes, parse
 from train.distributed import World, connect, env_rank
 from train.engine import Trainer
-from train.plan import dry_run, find_batch_size, plan_text
+from train.plan import check, dry_run, find_batch_size, plan_text
 from train.run_folder import RunFolder, load_checked, settled
 from train.state import is_finished
 from train.stop import Stopped
@@ -79,12 +79,13 @@ def run(options: Options, world: World) -> int:
     assert config.data is not None  # parse() sees to both
     assert config.run_dir is not None
     dataset = Dataset.open(config.data)
-    if options.find_batch_size or options.dry_run:
-        text = (
-            find_batch_size(config, dataset, world, options.memory_gib)
-            if options.find_batch_size
-            else plan_text(dry_run(config, dataset, world))
-        )
+    if options.check or options.find_batch_size or options.dry_run:
+        if options.check:
+            text = check(config, dataset)
+        elif options.find_batch_size:
+            text = find_batch_size(config, dataset, world, options.memory_gib)
+        else:
+            text = plan_text(dry_run(config, dataset, world))
         if world.is_main:
             print(text)
         return 0

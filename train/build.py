@@ -15,7 +15,7 @@ from train.distributed import World
 from train.ema import make_ema
 from train.freeze import frozen_parameters
 from train.inputs import num_samples
-from train.model import Normalized, make_model
+from train.model import Normalized, check_sizes, make_model
 from train.numerics import prepare_compilation
 from train.optim import make_optimizer
 from train.schedule import Length, run_length
@@ -25,6 +25,13 @@ from train.step import TrainStep
 def length_of(config: Config, dataset: Dataset) -> Length:
     """Length of the run that `config` describes."""
     return run_length(config.schedule, num_samples(config.input, dataset), config.input.batch_size)
+
+
+def image_sizes(config: Config) -> dict[str, int]:
+    """Sides of the images that the model will see, by the flags that give them."""
+    sides = {"--size": config.input.size, "--eval-size": config.input.eval_size}
+    start = config.resolution.start_size
+    return sides if start is None else {**sides, "--start-size": start}
 
 
 @runtime_checkable
@@ -62,6 +69,7 @@ def make_step(
     torch.manual_seed(config.seed)
     prepare_compilation(sizes)
     net = make_model(config.model, num_classes, world.device, resumed=resumed)
+    check_sizes(net, config.model.arch, image_sizes(config))
     if first_images is not None and isinstance(net.model, StartsFromImages):
         with torch.no_grad():
             net.model.init_from_images(net.normalize(first_images()))

@@ -14,7 +14,8 @@ import tyro
 
 from shard.errors import FeedlineError
 from train.config import Config, flat, load
-from train.naming import nearest
+from train.naming import nearest_flag
+from train.needs import unmet
 from train.recipes import RECIPES, about, recipe
 
 DESCRIPTION = """Train a timm model on a feedline dataset.
@@ -53,6 +54,8 @@ class Options:
     """Start from this configuration file instead of a recipe."""
     resume: str = "auto"
     """auto: go on with the run in the run folder if there is one; never: start afresh; or a checkpoint."""
+    check: bool = False
+    """Check flags, dataset and model, and leave; train nothing, write nothing, need no GPU."""
     dry_run: bool = False
     """Print what the training would take, after a few steps; write nothing."""
     find_batch_size: bool = False
@@ -68,7 +71,7 @@ def parse(argv: Sequence[str]) -> Options:
     """Read the command line.
 
     Raises:
-        UsageError: unknown flag or recipe, missing or wrong value.
+        UsageError: unknown flag or recipe, missing or wrong value, a flag that does nothing without another.
         FeedlineError: the configuration file is wrong, or values do not go together.
         SystemExit: after --help, with status 0.
     """
@@ -86,6 +89,12 @@ def parse(argv: Sequence[str]) -> Options:
     settings = options.settings
     if not asking and settings.data is None:
         raise UsageError("--data DATASET is missing: a folder made by `python -m shard build`")
+    if not asking:
+        given = {word.partition("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
+        if options.memory_gib is not None and not options.find_batch_size:
+            raise UsageError("--memory-gib does nothing here: it needs --find-batch-size")
+        if problem := unmet(given, settings):
+            raise UsageError(problem)
     if settings.run_dir is None:
         settings = replace(settings, run_dir=Path("runs") / _name(settings))
     return replace(options, settings=settings)
@@ -154,11 +163,11 @@ def _switches(kind: Any) -> set[str]:
 
 def _reject_unknown(argv: Sequence[str]) -> None:
     valid = set(flat(Config())) | {f.name for f in fields(Options)} - {"settings"} | {"help"}
-    flags = {"--" + name.replace("_", "-") for name in valid}
+    flags = {name.replace("_", "-") for name in valid} | {name[2:] for name in _IN_EPOCHS}
     for word in argv:
         name = word.split("=")[0].replace("_", "-")
-        if name.startswith("--") and name not in flags:
-            raise UsageError(f"there is no flag {word.split('=')[0]}; {nearest(name, flags)}")
+        if name.startswith("--") and name[2:] not in flags:
+            raise UsageError(f"there is no flag {word.split('=')[0]}; {nearest_flag(name[2:], flags)}")
 
 
 def _tyro(argv: Sequence[str], default: Options) -> Options:

@@ -19,7 +19,7 @@ from train.checkpoint import rng_state
 from train.config import Config, flat, to_dict
 from train.config import save as save_config
 from train.distributed import World
-from train.evaluate import Predict, Result, eval_line, evaluate, mirrored
+from train.evaluate import Predict, Result, augmented, eval_line, evaluate
 from train.inputs import eval_loader, first_images, train_loader
 from train.mix import Mixing
 from train.resolution import size_at, sizes
@@ -95,10 +95,9 @@ class Trainer:
             if content is not None:
                 self.state = restore(content, self.step, self.loader, world)
                 kept = content["metrics_bytes"] if keep_metrics else 0
-            self.metrics = open_metrics(
-                folder.metrics, config.telemetry, flat(config), kept, self.state.step, world
+            self.metrics = stack.enter_context(
+                open_metrics(folder.metrics, config.telemetry, flat(config), kept, self.state.step, world)
             )
-            stack.callback(self.metrics.close)
             last_step = content["step"] if content is not None and keep_metrics else None
             self.saver = Saver(folder, config.save, world.device, last_step)
             stack.callback(self.saver.close)
@@ -264,7 +263,7 @@ class Trainer:
         return self._evaluate(self.step.predict_averaged)
 
     def _evaluate(self, predict: Predict) -> Result | None:
-        predict = mirrored(predict) if self.config.evaluation.flip_tta else predict
+        predict = augmented(predict, self.config.evaluation)
         self.stop.pace()
         return evaluate(predict, self.eval_loader, self.world, lambda _: self.stop.due())
 
@@ -361,4 +360,4 @@ class Trainer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close loaders and metrics, give the signals back."""
-        self._stack.close()
+        self._stack.__exit__(kind, error, trace)

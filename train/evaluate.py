@@ -28,6 +28,11 @@ def mirrored(predict: Predict) -> Predict:
     return lambda images: (predict(images) + predict(images.flip(2))) / 2
 
 
+def augmented(predict: Predict, config: EvalConfig) -> Predict:
+    """`predict` with the test-time augmentation that `config` asks for."""
+    return mirrored(predict) if config.flip_tta else predict
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """What an evaluation found.

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 # cores. Volta and Turing have neither bf16 nor TF32. A GPU that is not here has no MFU.
 _TENSOR = ("bf16", "fp16", "tf32", "fp32")
 _PEAKS: dict[str, tuple[float | None, float, float | None, float]] = {
-    r"NVIDIA H200( NVL)?|NVIDIA (H100 80GB HBM3|H100 SXM5.*|GH200 480GB)": (989.4, 989.4, 494.7, 66.9),
+    r"NVIDIA (H200|H100 80GB HBM3|H100 SXM5.*|GH200 480GB)": (989.4, 989.4, 494.7, 66.9),
+    r"NVIDIA H[12]00 NVL": (835.5, 835.5, 417.5, 60.0),  # fewer watts than the SXM modules of their names
     r"NVIDIA H100 PCIe": (756.0, 756.0, 378.0, 51.2),
     r"NVIDIA A100.*": (312.0, 312.0, 156.0, 19.5),
     r"NVIDIA A30": (165.0, 165.0, 82.0, 10.3),

@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 from shard.errors import FeedlineError
-from train.trackers import Tracker, numbers
+from train.outbox import Outcome, Tracker
+from train.trackers import numbers
 
 # Fields that depend on the clock and the machine; all others come out alike in a repeated run.
 MEASURED = (
@@ -65,9 +67,21 @@ class Metrics:
             except OSError as error:
                 raise FeedlineError(f"cannot write {self._file.name}: {error.strerror}") from error
 
-    def close(self) -> None:
-        """Close the file and the trackers."""
+    def close(self, outcome: Outcome = "finished") -> None:
+        """Close the file and the trackers, which are told how the run ended."""
         if self._file is not None:
             self._file.close()
         for tracker in self._trackers:
-            tracker.close()
+            tracker.close(outcome)
+
+    def __enter__(self) -> Metrics:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; an orderly exception, `train.stop.Stopped`, means stopped, any other failed."""
+        self.close(
+            "finished" if error is None else "stopped" if getattr(error, "orderly", False) else "failed"
+        )

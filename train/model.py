@@ -154,18 +154,52 @@ def _create(config: ModelConfig, num_classes: int, *, fetch: bool) -> nn.Module:
         model: nn.Module = timm.create_model(
             config.arch, pretrained=fetch, num_classes=num_classes, **arguments
         )
-    except TypeError as error:
-        if not arguments:
-            raise
-        raise FeedlineError(f"{config.arch!r} does not take {arguments}: {error}") from error
-    except (OSError, RuntimeError) as error:  # no network, or timm has none of this model
-        if not fetch:
-            raise
-        reason = str(error).splitlines()[0]
+    except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+        # What timm's constructors say against their arguments; with `fetch`: no network, or no such weights.
+        if isinstance(error, TypeError) or not fetch:
+            if not arguments:
+                raise
+            raise FeedlineError(f"{config.arch!r} does not take {arguments}: {_reason(error)}") from error
         raise FeedlineError(
-            f"cannot get timm's weights of {config.arch!r}: {reason}; give --pretrained a file"
+            f"cannot get timm's weights of {config.arch!r}: {_reason(error)}; give --pretrained a file"
         ) from error
     return model
+
+
+def check_sizes(net: Normalized, arch: str, sides: dict[str, int]) -> None:
+    """Try one black image of each size, in evaluation mode.
+
+    Args:
+        net: the model.
+        arch: its name, for the error.
+        sides: of images, pixels, by the flag that gives them.
+
+    Raises:
+        FeedlineError: the model does not take images of that size.
+    """
+    training = net.training
+    net.eval()
+    for name, side in sides.items():
+        _try_size(net, arch, name, side)
+    net.train(training)
+
+
+@torch.no_grad()
+def _try_size(net: Normalized, arch: str, name: str, side: int) -> None:
+    try:
+        net(torch.zeros((1, side, side, 3), dtype=torch.uint8, device=net.scale.device))
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, ValueError, RuntimeError, IndexError) as error:
+        raise FeedlineError(
+            f"{arch!r} does not take images of {side} px ({name}): {_reason(error)}; change the size, or the "
+            "model's own by --model-args"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """First line of what an exception says."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def load_pretrained(model: nn.Module, path: Path) -> None:
@@ -209,7 +243,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise FeedlineError(f"pretrained: {error}") from error
     # timm hands on whatever torch, pickle and safetensors say about bytes that they cannot read.
     except Exception as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
+        first = _reason(error)
         raise FeedlineError(
             f"pretrained is {str(path)!r}, which cannot be read: it is damaged or no file of weights ({first})"
         ) from error

@@ -12,6 +12,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from shard.errors import FeedlineError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+_AMPERE = (8, 0)  # compute capability of the first GPUs with bf16 and TF32
 _GPU_ONLY = {"fp16": "'bf16' or 'fp32'", "tf32": "'bf16' or 'fp32'"}
 
 
@@ -26,12 +27,14 @@ def set_numerics(precision: str, device: torch.device, *, deterministic: bool) -
     "fp32" means fp32: TF32, which cuDNN takes by default, is on for "tf32" only.
 
     Raises:
-        FeedlineError: the precision needs a GPU.
+        FeedlineError: the precision needs a GPU, or a newer one.
     """
     if precision in _GPU_ONLY and device.type == "cpu":
         raise FeedlineError(
             f"precision is {precision!r}, which needs a GPU; on a CPU use {_GPU_ONLY[precision]}"
         )
+    if precision in ("bf16", "tf32") and device.type == "cuda":
+        _require_ampere(precision, device)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     if deterministic:
@@ -40,6 +43,17 @@ def set_numerics(precision: str, device: torch.device, *, deterministic: bool) -
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic  # shapes stay the same: let it find the fastest
+
+
+def _require_ampere(precision: str, device: torch.device) -> None:
+    """Torch would emulate bf16 slowly, and compute fp32 where TF32 is asked for, without a word."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _AMPERE:
+        other = "fp16" if precision == "bf16" else "fp16 or fp32"
+        raise FeedlineError(
+            f"precision is {precision!r}, which {torch.cuda.get_device_name(device)} (compute capability "
+            f"{capability[0]}.{capability[1]}) does not have; use --precision {other}"
+        )
 
 
 def prepare_compilation(sizes: int) -> None:

@@ -43,7 +43,7 @@ class OptimConfig:
     layer_decay: float | None = None
     """Each layer learns at this share of the next one's rate (ELECTRA, BEiT); for fine-tuning."""
     bias_lr_scale: float = 1.0
-    """Learning rate of the norms' biases, as a multiple."""
+    """Learning rate of the batch norms' biases, as a multiple."""
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
@@ -88,7 +88,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     """Make timm's optimiser over `model`'s parameters; 1-d parameters and biases go without weight decay.
 
     Raises:
-        FeedlineError: timm has no optimiser of this name, or it has no such argument.
+        FeedlineError: timm has no optimiser of this name, or it has no such argument; or the model has no batch norm
+            whose biases `bias_lr_scale` could reach.
     """
     known = list_optimizers()
     if config.optimizer not in known:
@@ -137,15 +138,27 @@ def _options(config: OptimConfig) -> dict[str, Any]:
 
 def _scaled_biases(config: OptimConfig) -> Callable[[nn.Module], list[dict[str, Any]]]:
     def groups(model: nn.Module) -> list[dict[str, Any]]:
-        norms = tuple(m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        biases = {id(m.bias) for m in norms}
-        learnt = [p for p in model.parameters() if p.requires_grad]
-        scaled = [p for p in learnt if id(p) in biases]
-        plain = [p for p in learnt if p.ndim <= 1 and id(p) not in biases]
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        biases = {id(m.bias) for m in norms if m.bias is not None}
+        if not biases:
+            raise FeedlineError(
+                f"bias_lr_scale is {config.bias_lr_scale}, but the model has no batch norm with a bias; leave it out"
+            )
+        exempt: set[str] = getattr(
+            model, "no_weight_decay", set
+        )()  # as in timm, position embeddings for instance
+        learnt = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        rest = [(name, p) for name, p in learnt if id(p) not in biases]
+        decayed = [p for name, p in rest if p.ndim > 1 and name not in exempt]
+        plain = [p for name, p in rest if p.ndim <= 1 or name in exempt]
         made = [
-            {"params": scaled, "weight_decay": 0.0, "lr_scale": config.bias_lr_scale},
+            {
+                "params": [p for _, p in learnt if id(p) in biases],
+                "weight_decay": 0.0,
+                "lr_scale": config.bias_lr_scale,
+            },
             {"params": plain, "weight_decay": 0.0},
-            {"params": [p for p in learnt if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": decayed, "weight_decay": config.weight_decay},
         ]
         return [group for group in made if group["params"]]
 

@@ -1,63 +1,121 @@
-"""`--dry-run` and `--find-batch-size`: what a training would take, without starting it. Neither writes anything."""
+"""`--check`, `--dry-run`, `--find-batch-size`: what a training would take, without starting it. Nothing is written."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from loader import Batch
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
-from train.build import length_of, make_step
+from train.build import image_sizes, length_of, make_step
 from train.config import Config
 from train.distributed import World
+from train.evaluate import augmented
 from train.flops import forward_flops
+from train.freeze import frozen_parameters
 from train.inputs import eval_loader, train_loader
 from train.memory import fits_in_budget, fits_on_gpu, largest, measure_memory
+from train.mix import Mixing
+from train.model import FROM_TIMM, check_sizes, make_model
+from train.optim import make_optimizer
+from train.resolution import size_at
+from train.schedule import Length
 from train.step import TrainStep
+from train.synthetic import SyntheticLoader
 from train.telemetry import clock, peak_memory_bytes
 
 _WARMUP, _MEASURED = 3, 5  # steps
+_SIZES = 4  # most image sizes that are measured
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What makes steps of one run alike: the side of the images, pixels, and whether parts are frozen."""
+
+    side: int
+    frozen: bool
+
+
+def check(config: Config, dataset: Dataset) -> str:
+    """Look for mistakes in flags, splits, durations and model, on the CPU and without training.
+
+    Raises:
+        FeedlineError: the first one.
+    """
+    length = length_of(config, dataset)
+    dataset.split(config.input.eval_split)
+    step_kinds(config, length)
+    Mixing(config.mix, config.seed, length)
+    pretrained = None if config.model.pretrained == FROM_TIMM else config.model.pretrained
+    model = replace(config.model, pretrained=pretrained)  # nothing is downloaded
+    net = make_model(model, len(dataset.classes), torch.device("cpu"))
+    check_sizes(net, model.arch, image_sizes(config))
+    make_optimizer(net.model, config.optim)
+    frozen_parameters(net.model, config.freeze)
+    return f"no mistake found: {model.arch}, {len(dataset.classes)} classes, {length.steps} steps"
+
+
+def step_kinds(config: Config, length: Length) -> Counter[Kind]:
+    """How many steps of each kind the run has, in the order in which they come."""
+    grow = size_at(config.resolution, config.input.size, length)
+    thaw = length.of(config.freeze.freeze_for, "freeze_for") if config.freeze.freeze else 0
+
+    def kind(step: int) -> Kind:
+        epoch, within = divmod(step, length.steps_per_epoch)
+        side = config.input.size if grow is None else grow(epoch, within * length.batch_size)
+        return Kind(side, step < thaw)
+
+    return Counter(map(kind, range(length.steps)))
 
 
 def dry_run(config: Config, dataset: Dataset, world: World) -> dict[str, Any]:
-    """Do a few steps with real data, and return what the whole training would take.
+    """Do a few steps of every kind that the training has, with its data, and return what the whole would take.
 
     Returns:
         parameters, classes, samples, flops_per_image (forward), steps_per_epoch, steps, epochs, batch_size, ranks,
-        micro_batch, memory_bytes (of one rank), memory_measured (on a GPU; else estimated), step_s, eval_s (per
-        evaluation), expected_s.
+        micro_batch, sizes (of training images, pixels), memory_bytes (of one rank), memory_measured (on a GPU; else
+        estimated), step_s (mean over the run), synthetic, eval_s (per evaluation, averaged weights and both flips
+        included; 0 with synthetic data), expected_s.
     """
-    step = make_step(config, len(dataset.classes), world)
-    net = step.net.train()
-    with train_loader(config.input, dataset, config.seed, config.step.accumulate, world) as batches:
-        steps_per_epoch = batches.num_samples // config.input.batch_size
-        step_s, batch = _time_steps(step, batches, config.step.accumulate)
-        micro = batches.batch_size
+    length = length_of(config, dataset)
+    kinds = step_kinds(config, length)
+    sides = sorted({kind.side for kind in kinds})
+    step = make_step(config, len(dataset.classes), world, sizes=len(sides))
+    net = step.net
+    step.train()
+    took_s, batch = _time_kinds(config, dataset, step, kinds, length)
+    train_s = sum(took_s[kind] * count for kind, count in kinds.items())
+    micro = len(batch.images)
     measured = world.device.type == "cuda"
     memory = peak_memory_bytes(world.device) if measured else measure_memory(step, batch).total
-    eval_s = _time_evaluation(config, dataset, step, micro)
-    length = length_of(config, dataset)
+    eval_s = 0.0 if config.synthetic else _time_evaluation(config, dataset, step, micro)
     return {
         "arch": config.model.arch,
         "parameters": sum(p.numel() for p in net.parameters()),
         "classes": len(dataset.classes),
         "samples": len(dataset.split(config.input.train_split)),
         "flops_per_image": forward_flops(net, config.input.size, world.device),
-        "steps_per_epoch": steps_per_epoch,
+        "steps_per_epoch": length.steps_per_epoch,
         "steps": length.steps,
         "epochs": length.epochs,
         "batch_size": config.input.batch_size,
         "ranks": world.size,
         "micro_batch": micro,
+        "sizes": sides,
         "memory_bytes": memory,
         "memory_measured": measured,
-        "step_s": step_s,
+        "step_s": train_s / length.steps,
+        "synthetic": config.synthetic,
         "eval_s": eval_s,
-        "expected_s": length.steps * step_s + length.epochs * eval_s,
+        "expected_s": train_s + length.epochs * eval_s,
     }
 
 
@@ -65,14 +123,18 @@ def plan_text(found: dict[str, Any]) -> str:
     """What `dry_run` found, for people."""
     speed = found["batch_size"] / found["step_s"]
     how = "measured" if found["memory_measured"] else "estimated: weights, gradients, optimiser, activations"
+    data = "synthetic" if found["synthetic"] else "real"
+    sizes = ", ".join(map(str, found["sizes"]))
     rows = {
         "model": f"{found['arch']}, {found['parameters'] / 1e6:.2f} M parameters, {found['classes']} classes",
         "forward pass": f"{found['flops_per_image'] / 1e9:.3f} GFLOPs per image (training takes three times that)",
         "steps": f"{found['steps']} = {found['epochs']} epochs × {found['steps_per_epoch']}, of {found['samples']}",
-        "batch": f"{found['batch_size']}, as {found['micro_batch']} per micro-batch on {found['ranks']} rank(s)",
+        "batch": f"{found['batch_size']}, as {found['micro_batch']} per micro-batch on {found['ranks']} rank(s), "
+        f"images of {sizes} px",
         "memory": f"{found['memory_bytes'] / 2**30:.2f} GiB per rank ({how})",
-        "speed": f"{speed:,.0f} images/s in {_MEASURED} steps with real data, after {_WARMUP} to warm up",
-        "evaluation": f"{found['eval_s']:.1f} s each",
+        "speed": f"{speed:,.0f} images/s with {data} data, mean over the run; {_MEASURED} steps of each kind, after "
+        f"{_WARMUP} to warm up",
+        "evaluation": "none with synthetic data" if found["synthetic"] else f"{found['eval_s']:.1f} s each",
         "expected time": clock(found["expected_s"]),
     }
     width = max(map(len, rows))
@@ -97,7 +159,9 @@ def find_batch_size(config: Config, dataset: Dataset, world: World, memory_gib: 
     eager = dataclasses.replace(config, step=dataclasses.replace(config.step, compile=False, accumulate=1))
     classes, side = len(dataset.classes), config.input.size
     step = make_step(eager, classes, world)
-    step.net.train()
+    step.train()
+    if not all(kind.frozen for kind in step_kinds(config, length_of(config, dataset))):
+        step.set_frozen(False)  # the whole model learns at some time, and that has to fit
     if on_gpu:
         if memory_gib is not None:
             total = torch.cuda.get_device_properties(world.device).total_memory
@@ -125,33 +189,65 @@ def batch_size_text(config: Config, power: int, most: int) -> str:
     )
 
 
-def _time_steps(step: TrainStep, batches: Any, accumulate: int) -> tuple[float, Batch]:
-    """Seconds per step with real data, and the last batch; weights stay as they are."""
-    stream, began = _endless(batches), 0.0
-    for number in range(_WARMUP + _MEASURED):
-        if number == _WARMUP:
-            _synchronize(step.world.device)
-            began = time.perf_counter()
-        for part in range(accumulate):
-            batch = next(stream)
-            step.forward_backward(batch.images, batch.labels, batch.valid, last=part == accumulate - 1)
-        step.update(0.0)
-    _synchronize(step.world.device)
-    return (time.perf_counter() - began) / _MEASURED, batch
+def _time_kinds(
+    config: Config, dataset: Dataset, step: TrainStep, kinds: Iterable[Kind], length: Length
+) -> tuple[dict[Kind, float], Batch]:
+    """Seconds per step of every kind, and a batch of the last; between `_SIZES` sizes they are interpolated."""
+    took_s: dict[Kind, float] = {}
+    for frozen in sorted({kind.frozen for kind in kinds}, reverse=True):
+        alike = sorted(kind.side for kind in kinds if kind.frozen == frozen)
+        at = sorted({alike[round(i)] for i in np.linspace(0, len(alike) - 1, min(_SIZES, len(alike)))})
+        found = []
+        for side in at:
+            seconds, batch = _time_steps(config, dataset, step, Kind(side, frozen), length)
+            found.append(seconds)
+        # The pixels, and with them the time, grow with the square.
+        between = np.interp(np.square(alike), np.square(at), found).tolist()
+        took_s |= {Kind(side, frozen): seconds for side, seconds in zip(alike, between, strict=True)}
+    return took_s, batch
+
+
+def _time_steps(
+    config: Config, dataset: Dataset, step: TrainStep, kind: Kind, length: Length
+) -> tuple[float, Batch]:
+    """Seconds per step with the run's data, and the last batch; weights stay as they are."""
+    accumulate, mixing, began = config.step.accumulate, Mixing(config.mix, config.seed, length), 0.0
+    loader_of = SyntheticLoader if config.synthetic else train_loader
+    step.set_frozen(kind.frozen)
+    with loader_of(
+        config.input, dataset, config.seed, accumulate, step.world, lambda *at: kind.side
+    ) as batches:
+        stream = _endless(batches)
+        for number in range(_WARMUP + _MEASURED):
+            if number == _WARMUP:
+                _synchronize(step.world.device)
+                began = time.perf_counter()
+            for part in range(accumulate):
+                batch = next(stream)
+                mix = mixing(0, number, batch.ids, batch.images)
+                last = part == accumulate - 1
+                step.forward_backward(batch.images, batch.labels, batch.valid, last=last, mix=mix)
+            step.update(0.0)
+        _synchronize(step.world.device)
+        return (time.perf_counter() - began) / _MEASURED, batch
 
 
 def _time_evaluation(config: Config, dataset: Dataset, step: TrainStep, micro: int) -> float:
-    """Seconds that an evaluation takes, from two batches of it."""
+    """Seconds that an evaluation takes, of the weights and of their average if there is one, from a batch of each."""
     step.net.eval()
+    predicts = [step.predict] if step.ema is None else [step.predict, step.predict_averaged]
+    seconds = 0.0
     with eval_loader(config.input, dataset, micro, step.world) as batches, torch.no_grad():
         stream = _endless(batches)
-        step.predict(next(stream).images)
-        _synchronize(step.world.device)
-        began = time.perf_counter()
-        step.predict(next(stream).images)
-        _synchronize(step.world.device)
-        step.net.train()
-        return (time.perf_counter() - began) * len(batches)
+        for predict in (augmented(predict, config.evaluation) for predict in predicts):
+            predict(next(stream).images)
+            _synchronize(step.world.device)
+            began = time.perf_counter()
+            predict(next(stream).images)
+            _synchronize(step.world.device)
+            seconds += (time.perf_counter() - began) * len(batches)
+    step.train()
+    return seconds
 
 
 def _endless(batches: Any) -> Any:

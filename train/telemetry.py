@@ -22,7 +22,7 @@ from train.nvml import GpuMonitor, gpu_uuid
 from train.profiler import Profiler
 from train.progress import Progress, clock, rate_text
 from train.step import TrainStep
-from train.trackers import TRACKERS
+from train.trackers import TRACKERS, open_trackers
 
 __all__ = [
     "MEASURED", "Gauges", "LossWindow", "Meter", "Metrics", "NonFiniteError", "Progress", "Rate", "StepRecord",
@@ -69,7 +69,7 @@ def open_metrics(
         world: the ranks.
     """
     names = config.names if world.is_main else []
-    trackers = [TRACKERS[name](path.parent, settings, step if kept else 0) for name in names]
+    trackers = open_trackers(names, path.parent, settings, step if kept else 0)
     return Metrics(path, kept, active=world.is_main, trackers=trackers)
 
 

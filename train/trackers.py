@@ -5,24 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from shard.errors import FeedlineError
-
-
-class Tracker(Protocol):
-    """Takes numbers by name."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Note values of a step."""
-        ...
-
-    def close(self) -> None:
-        """Write out what is left."""
-        ...
+from train.outbox import BackgroundTracker, Outcome, Tracker, first_line
 
 
 class TensorBoard:
@@ -45,7 +35,7 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         """See `Tracker.close`."""
         self._writer.close()
 
@@ -74,9 +64,12 @@ class WandB:
         """See `Tracker.log`."""
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         """See `Tracker.close`."""
-        self._run.finish()
+        self._run.finish(exit_code=0 if outcome == "finished" else 1)
+
+
+_MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 class MLflow:
@@ -91,6 +84,8 @@ class MLflow:
             # MLflow 3 wants a word before it writes files, for which this is the place: one run, one folder.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = (root / "mlruns").resolve().as_uri()
+        # The default, 7, takes minutes to say that no server is there; the other ranks wait meanwhile.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         mlflow = _require("mlflow", "mlflow-skinny")
         self._entities = importlib.import_module("mlflow.entities")
         self._client = mlflow.MlflowClient(tracking_uri=uri)
@@ -103,16 +98,19 @@ class MLflow:
             kept.keep(self._id)
             for name, value in config.items():
                 self._client.log_param(self._id, name, value)
+        else:
+            self._client.update_run(self._id, "RUNNING")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """See `Tracker.log`."""
         metric = self._entities.Metric
-        rows = [metric(name, value, 0, step) for name, value in values.items()]
+        now_ms = int(1000 * time.time())
+        rows = [metric(name, value, now_ms, step) for name, value in values.items()]
         self._client.log_batch(self._id, metrics=rows)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         """See `Tracker.close`."""
-        self._client.set_terminated(self._id)
+        self._client.set_terminated(self._id, _MLFLOW_STATUS[outcome])
 
 
 class _Kept:
@@ -138,6 +136,36 @@ TRACKERS: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
     "wandb": WandB,
     "mlflow": MLflow,
 }
+
+
+def open_trackers(
+    names: Sequence[str], root: Path, config: Mapping[str, Any], step: int
+) -> list[BackgroundTracker]:
+    """Start the trackers of these names.
+
+    Raises:
+        FeedlineError: one cannot be started.
+    """
+    opened: list[BackgroundTracker] = []
+    try:
+        opened.extend(_open(name, root, config, step) for name in names)
+    except FeedlineError:
+        for tracker in opened:
+            tracker.close("failed")
+        raise
+    return opened
+
+
+def _open(name: str, root: Path, config: Mapping[str, Any], step: int) -> BackgroundTracker:
+    try:
+        return BackgroundTracker(name, TRACKERS[name](root, config, step))
+    except FeedlineError:
+        raise
+    # Each library has exceptions of its own, and hands on those of its HTTP client.
+    except Exception as error:
+        raise FeedlineError(
+            f"--trackers: {name} cannot be started: {first_line(error)}; see to it, or leave {name} out"
+        ) from error
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

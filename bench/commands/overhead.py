@@ -26,7 +26,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--model", help="any timm model (default: the recipe's, or resnet18)")
     add("--size", type=positive, help="side of the images, pixels (default: the recipe's, or 224)")
     add("--batch-size", type=positive, help="images per step (default: the recipe's, or 64)")
-    add("--precision", choices=("bf16", "fp16", "fp32"), help="(default: the recipe's, or bf16)")
+    add("--precision", choices=("bf16", "fp16", "tf32", "fp32"), help="(default: the recipe's, or bf16)")
     add(
         "--device",
         choices=("auto", "cpu", "cuda"),

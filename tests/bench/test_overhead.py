@@ -1,34 +1,96 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args, get_type_hints
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from bench.__main__ import main
 from bench.overhead import Ours, Reference
 from shard.dataset import Dataset
 from train.distributed import World
 from train.engine import make_step
+from train.losses import LossConfig
+from train.mix import MixConfig
+from train.model import Normalized
 from train.recipes import recipe
+from train.step import StepConfig
 from train.synthetic import synthetic_batch
 
 CPU = torch.device("cpu")
 
 
-def test_both_do_the_same_training() -> None:
-    config = recipe("digits")
+@pytest.mark.parametrize("loss", [LossConfig(label_smoothing=0.1), LossConfig(loss="bce", bce_threshold=0.2)])
+def test_both_do_the_same_training(loss: LossConfig) -> None:
+    config = replace(recipe("digits"), loss=loss)
     batch = synthetic_batch(8, 32, 10, CPU)
     step = make_step(config, 10, World())
     step.net.train()
     net = copy.deepcopy(step.net)
-    reference, ours = Reference(net, config, batch, compiled=False), Ours(step, batch, log_every=2)
+    reference, ours = (
+        Reference(net, config, batch, compiled=False),
+        Ours(step, itertools.repeat(batch), replace(config, log_every=2)),
+    )
     for _ in range(5):
         assert reference.step() == ours.step() == (8, 0)
     for a, b in zip(net.parameters(), step.net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_ours_mixes_as_the_trainer_does_and_the_reference_as_timm_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(recipe("digits"), mix=MixConfig(mixup=0.2, cutmix=1.0, mix_until="1st"))
+    batch = synthetic_batch(8, 32, 10, CPU)
+    step = make_step(config, 10, World())
+    step.net.train()
+    reference = Reference(copy.deepcopy(step.net), config, batch, compiled=False)
+    ours = Ours(step, itertools.repeat(batch), config)
+    seen: list[torch.Tensor] = []
+    forward = Normalized.forward
+
+    def spy(self: Normalized, images: torch.Tensor, mix: torch.Tensor | None = None) -> torch.Tensor:
+        assert mix is not None
+        seen.append(mix)
+        return forward(self, images, mix)
+
+    monkeypatch.setattr(Normalized, "forward", spy)
+    losses: list[float] = []
+    monkeypatch.setattr(
+        F, "cross_entropy", lambda x, y, **rest: losses.append(y.ndim) or (x - y).square().mean()
+    )
+    before = reference._images.clone()
+    for _ in range(2):
+        assert reference.step() == (8, 0)
+    assert losses == [2, 2]  # soft targets
+    assert torch.equal(before, reference._images)
+    monkeypatch.undo()
+    monkeypatch.setattr(Normalized, "forward", spy)
+    for _ in range(2):
+        assert ours.step() == (8, 0)
+    assert len(seen) == 2
+    assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("precision", get_args(get_type_hints(StepConfig)["precision"]))
+def test_the_reference_knows_every_precision(precision: Literal["bf16", "fp16", "tf32", "fp32"]) -> None:
+    config = recipe("digits")
+    batch = synthetic_batch(2, 32, 10, CPU)
+    net = make_step(config, 10, World()).net
+    config = replace(config, step=replace(config.step, precision=precision))
+    Reference(net, config, batch, compiled=False)
+
+
+def test_tf32_on_a_cpu_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "overhead --recipe digits --precision tf32 --device cpu --out"
+    assert main([*words.split(), str(tmp_path / "o.json")]) == 1
+    assert "precision is 'tf32', which needs a GPU" in capsys.readouterr().err
 
 
 def test_command(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

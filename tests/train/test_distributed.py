@@ -97,13 +97,18 @@ def test_two_ranks_killed_and_resumed(
     monkeypatch.setattr(LossWindow, "add", spy)
     resume = ["--resume", str(tmp_path / "at_kill.pt"), "--run-dir", str(tmp_path / "fewer")]
     assert main([*flags, *resume]) == 0
-    start = at_kill["loader"]
-    order = [
+    assert seen == left(at_kill["loader"], epochs=7)
+
+
+def left(position: dict[str, int], epochs: int) -> list[int]:
+    """Samples that a run still has to see after the loader's position."""
+    order = Order(shuffle="global")
+    whole = [
         i
-        for e in range(start["epoch"], 7)
-        for i in Order(shuffle="global").draws(np.zeros(120, np.int32), 0, e).tolist()
+        for e in range(position["epoch"], epochs)
+        for i in order.draws(np.zeros(120, np.int32), 0, e).tolist()
     ]
-    assert seen == order[start["samples_consumed"] :]
+    return whole[position["samples_consumed"] :]
 
 
 def test_ranks_stop_together_on_sigterm(flags: list[str], tmp_path: Path, start_ranks: Start) -> None:

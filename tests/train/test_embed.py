@@ -198,7 +198,9 @@ def test_mistakes_are_told(
     [
         ([], "there is nothing else to do"),
         (["--out", "features.csv"], "'features.csv' does not end in .parquet"),
-        (["--knn", "train", "--top", "0"], "'0' is no whole number from 1 on"),
+        (["--knn", "train", "--k", "0"], "'0' is no whole number from 1 on"),
+        (["--knn", "train", "--top", "3"], "--top is for --search, which is not given; leave it out"),
+        (["--out", "f.parquet", "--k", "3"], "--k is for --knn, which is not given; leave it out"),
     ],
 )
 def test_wrong_usage_is_told(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -254,7 +254,7 @@ def test_steps_never_wait_for_the_device(
                 original = getattr(torch.Tensor, name)
 
                 def spy(tensor: torch.Tensor, original: Any = original) -> Any:
-                    if tensor.is_floating_point():
+                    if tensor.is_floating_point() or tensor.dtype == torch.bool:
                         reads.append(current[0])
                     return original(tensor)
 

@@ -35,6 +35,10 @@ def test_counting_leaves_the_model_as_it_was() -> None:
     ("gpu", "precision", "tf32", "peak"),
     [
         ("NVIDIA H100 80GB HBM3", "bf16", False, 989.4e12),
+        ("NVIDIA H200", "bf16", False, 989.4e12),
+        ("NVIDIA H200 NVL", "bf16", False, 835.5e12),  # half of the data sheet's 1,671, which are sparse
+        ("NVIDIA H100 NVL", "bf16", False, 835.5e12),
+        ("NVIDIA H100 NVL", "fp32", True, 417.5e12),
         ("NVIDIA H100 PCIe", "bf16", False, 756e12),
         ("NVIDIA A100-SXM4-80GB", "fp32", True, 156e12),
         ("NVIDIA A100 80GB PCIe", "fp32", False, 19.5e12),

@@ -29,7 +29,8 @@ def switches() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def test_determinism_and_tf32_are_switched_on_and_off() -> None:
+def test_determinism_and_tf32_are_switched_on_and_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     set_numerics("bf16", CPU, deterministic=True)
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.deterministic
@@ -46,6 +47,24 @@ def test_determinism_and_tf32_are_switched_on_and_off() -> None:
     for precision in ("fp16", "tf32"):
         with pytest.raises(FeedlineError, match=f"precision is '{precision}', which needs a GPU"):
             set_numerics(precision, CPU, deterministic=False)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "missing"),
+    [((7, 0), "bf16", True), ((7, 5), "tf32", True), ((7, 5), "fp16", False), ((8, 0), "bf16", False)],
+)
+def test_a_gpu_without_the_precision_is_an_error(
+    capability: tuple[int, int], precision: str, missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    if not missing:
+        set_numerics(precision, torch.device("cuda"), deterministic=False)
+        return
+    with pytest.raises(
+        FeedlineError, match=f"'{precision}', which Tesla T4 .* does not have; use --precision fp16"
+    ):
+        set_numerics(precision, torch.device("cuda"), deterministic=False)
 
 
 def test_compiled_code_is_kept_in_a_cache_that_the_environment_may_move(

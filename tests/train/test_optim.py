@@ -100,6 +100,32 @@ def test_biases_of_norms_learn_faster_if_wanted() -> None:
     assert len(found) == len(list(model.parameters()))
 
 
+class WithPosition(torch.nn.Sequential):
+    """A network with a parameter that timm's models name in `no_weight_decay`."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+        self.pos_embed = torch.nn.Parameter(torch.zeros(1, 2, 4))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed"}
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_scaled_biases_leave_the_models_own_exemptions_from_weight_decay(scale: float) -> None:
+    model = WithPosition()
+    optimizer = make_optimizer(model, OptimConfig(weight_decay=0.05, bias_lr_scale=scale))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
+        "0.weight": 0.05, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0, "pos_embed": 0.0,
+    }  # fmt: skip
+
+
+def test_scaled_biases_without_a_batch_norm_are_an_error() -> None:
+    with pytest.raises(FeedlineError, match=r"bias_lr_scale is 2\.0, but the model has no batch norm"):
+        make_optimizer(timm.create_model("test_vit", num_classes=3), OptimConfig(bias_lr_scale=2.0))
+
+
 def gradients(mode: str, bound: float | None) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     model = timm.create_model("test_efficientnet", num_classes=3)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,17 @@ from loader import Loader
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.__main__ import main
+from train.build import length_of
+from train.cli import parse
+from train.config import Config
 from train.distributed import World
 from train.engine import make_step
 from train.inputs import InputConfig
-from train.memory import fits_on_gpu, largest, measure_memory
-from train.plan import batch_size_text
+from train.memory import Memory, fits_on_gpu, largest, measure_memory
+from train.model import Normalized
+from train.plan import Kind, _time_kinds, batch_size_text, dry_run, step_kinds
 from train.recipes import recipe
+from train.schedule import Length
 from train.step import TrainStep
 from train.synthetic import SyntheticLoader, synthetic_batch
 
@@ -92,6 +98,99 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
         "expected time",
     ):
         assert text in out
+    assert files(tmp_path) == []
+
+
+def test_dry_run_does_what_the_run_does(
+    flags: list[str], dataset_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both image sizes, mixing, frozen and thawed steps; the average and both flips in evaluation."""
+    more = "--start-size 16 --size-multiple 8 --ramp-from 1ep --ramp-to 1ep --mixup 0.2 --ema-decay 0.9 --flip-tta"
+    words = [*flags, *more.split(), "--freeze", "conv_stem", "--freeze-for", "15st"]
+    steps: set[tuple[int, bool, bool]] = set()
+    evaluated: list[int] = []
+    forward = Normalized.forward
+
+    def spy(self: Normalized, images: torch.Tensor, mix: torch.Tensor | None = None) -> torch.Tensor:
+        if self.training:
+            frozen = not next(self.model.conv_stem.parameters()).requires_grad
+            steps.add((images.shape[1], mix is not None, frozen))
+        elif len(images) > 1:  # one: the model is tried
+            evaluated.append(images.shape[1])
+        return forward(self, images, mix)
+
+    config = parse(words).settings
+    monkeypatch.setattr(Normalized, "forward", spy)
+    monkeypatch.setattr(
+        "train.plan.measure_memory",
+        lambda step, batch: Memory(weights=1, gradients=1, optimizer=1, activations=1),
+    )
+    found = dry_run(config, Dataset.open(dataset_dir), World())
+    assert steps == {(16, True, True), (16, True, False), (24, True, False)}
+    assert len(evaluated) == 2 * 2 * 2  # batches × weights and average × flips
+    assert found["sizes"] == [16, 24]
+    assert found["expected_s"] == pytest.approx(45 * found["step_s"] + 3 * found["eval_s"])
+
+
+def test_dry_run_with_synthetic_data_reads_and_evaluates_nothing(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(self: Loader) -> None:
+        raise AssertionError("the dataset was read")
+
+    monkeypatch.setattr(Loader, "__iter__", unread)
+    assert main([*flags, "--synthetic", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "images/s with synthetic data" in out
+    assert "none with synthetic data" in out
+
+
+def test_many_sizes_are_interpolated(
+    flags: list[str], dataset_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = "--start-size 10 --size-multiple 1 --ramp-by step --ramp-to 45st --ramp-from 0st"
+    words = [*flags, *more.split()]
+    config, data = parse(words).settings, Dataset.open(dataset_dir)
+    length, asked = length_of(config, data), list[int]()
+
+    def timed(config: Config, data: Dataset, step: Any, kind: Kind, length: Length) -> tuple[float, None]:
+        asked.append(kind.side)
+        return 1e-3 * kind.side**2, None
+
+    monkeypatch.setattr("train.plan._time_steps", timed)
+    kinds = step_kinds(config, length)
+    assert sum(kinds.values()) == 45
+    took_s, _ = _time_kinds(config, data, None, kinds, length)  # type: ignore[arg-type]
+    assert len(asked) == 4
+    assert (min(asked), max(asked)) == (10, max(kind.side for kind in kinds))
+    assert all(took_s[kind] == pytest.approx(1e-3 * kind.side**2) for kind in kinds)
+
+
+@pytest.mark.parametrize("freeze_for", ["1ep", "100%"])
+def test_find_batch_size_measures_the_model_as_it_learns_most(
+    freeze_for: str, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learning: set[bool] = set()
+
+    def spy(step: TrainStep, *rest: Any) -> Any:
+        learning.add(all(p.requires_grad for p in step.net.parameters()))
+        return lambda size: size <= 8
+
+    monkeypatch.setattr("train.plan.fits_in_budget", spy)
+    more = ["--freeze", "all-but-head", "--freeze-for", freeze_for, "--find-batch-size", "--memory-gib", "1"]
+    assert main([*flags, *more]) == 0
+    assert learning == {freeze_for == "1ep"}
+
+
+def test_check_finds_mistakes_without_training_or_a_gpu(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*flags, "--precision", "fp16", "--check"]) == 0  # where the training runs there may be a GPU
+    assert "no mistake found: test_efficientnet, 6 classes, 45 steps" in capsys.readouterr().out
+    for words, status in (("--no-such-flag", 2), ("--eval-split tset", 1), ("--freeze nothing", 1)):
+        assert main([*flags, *words.split(), "--check"]) == status
+        assert capsys.readouterr().err.count("\n") == 1
     assert files(tmp_path) == []
 
 

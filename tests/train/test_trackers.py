@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,8 @@ import pytest
 from shard.errors import FeedlineError
 from train.__main__ import main
 from train.metrics import Metrics
+from train.outbox import BackgroundTracker
+from train.stop import Stopped
 from train.telemetry import TelemetryConfig
 from train.trackers import TRACKERS, TensorBoard, numbers
 
@@ -61,7 +67,7 @@ def test_tensorboard_forgets_what_a_resumed_run_repeats(tmp_path: Path) -> None:
 def test_a_resumed_run_keeps_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    names = []
+    names, began = [], time.time()
     for step in (0, 4):
         tracker = TRACKERS[name](tmp_path, {"lr": 0.1, "data": tmp_path}, step)
         tracker.log({"train/loss": 0.5}, step + 1)
@@ -73,10 +79,9 @@ def test_a_resumed_run_keeps_its_name(name: str, tmp_path: Path, monkeypatch: py
     )
     assert files
     if name == "mlflow":
-        assert [line.split()[1:] for line in files[0].read_text().splitlines()] == [
-            ["0.5", "1"],
-            ["0.5", "5"],
-        ]
+        rows = [line.split() for line in files[0].read_text().splitlines()]
+        assert [row[1:] for row in rows] == [["0.5", "1"], ["0.5", "5"]]
+        assert all(int(row[0]) >= 1000 * int(began) for row in rows)  # milliseconds
 
 
 def test_a_training_with_a_tracker_and_a_profile(flags: list[str], tmp_path: Path) -> None:
@@ -104,7 +109,7 @@ def test_trackers_are_told_on_rank_0_only(tmp_path: Path) -> None:
         def log(self, values: Any, step: int) -> None:
             self.told.append((dict(values), step))
 
-        def close(self) -> None:
+        def close(self, outcome: str = "finished") -> None:
             self.told.append(({}, -1))
 
     spy = Spy()
@@ -114,3 +119,88 @@ def test_trackers_are_told_on_rank_0_only(tmp_path: Path) -> None:
     assert spy.told == [
         ({"train/loss": 0.5, "train/lr": 0.1, "train/time_s/data": 0.25}, 4), ({}, -1),
     ]  # fmt: skip
+
+
+class Broken:
+    """A tracker that fails at its second line."""
+
+    def __init__(self, *args: Any) -> None:
+        self.told = 0
+        self.closed: list[str] = []
+
+    def log(self, values: Any, step: int) -> None:
+        self.told += 1
+        if self.told == 2:
+            raise ConnectionError("no route to host\nand a lot more")
+
+    def close(self, outcome: str = "finished") -> None:
+        self.closed.append(outcome)
+
+
+def test_a_tracker_that_fails_does_not_end_the_training(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Broken()
+    monkeypatch.setitem(TRACKERS, "mlflow", lambda *args: broken)
+    assert main([*flags, "--epochs", "1", "--trackers", "mlflow", "--run-dir", str(tmp_path)]) == 0
+    err = capsys.readouterr().err
+    assert err.count("warning: tracker mlflow failed: no route to host; it gets nothing more") == 1
+    assert broken.told == 2
+    assert broken.closed == ["finished"]
+    assert (tmp_path / "checkpoints" / "last.pt").exists()
+
+
+def test_a_tracker_that_cannot_be_started_is_one_line(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert main([*flags, "--trackers", "mlflow", "--run-dir", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert re.search(
+        r"^error: --trackers: mlflow cannot be started: .*; see to it, or leave mlflow out$", err, re.M
+    )
+    assert "Traceback" not in err
+
+
+def test_a_tracker_that_hangs_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    class Hanging(Broken):
+        def log(self, values: Any, step: int) -> None:
+            free.wait()
+
+    free = threading.Event()
+    tracker = BackgroundTracker("wandb", Hanging(), waiting=2, close_s=0.05)
+    for step in range(9):
+        tracker.log({"loss": 1.0}, step)
+    assert capsys.readouterr().err.count("tracker wandb takes nothing any more: 2 lines of metrics wait") == 1
+    tracker.close()
+    free.set()
+    assert capsys.readouterr().err == ""  # it was said
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(None, "finished"), (Stopped(15), "stopped"), (ValueError("x"), "failed")]
+)
+def test_trackers_hear_how_the_run_ended(error: Exception | None, outcome: str, tmp_path: Path) -> None:
+    spy = Broken()
+    metrics = Metrics(tmp_path / "m.jsonl", 0, active=True, trackers=[BackgroundTracker("x", spy)])
+    with pytest.raises(type(error)) if error else contextlib.nullcontext(), metrics:
+        if error:
+            raise error
+    assert spy.closed == [outcome]
+
+
+def test_mlflow_runs_that_fail_are_not_called_finished(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    for step, outcome, status in (
+        (0, "failed", "FAILED"),
+        (4, "stopped", "KILLED"),
+        (8, "finished", "FINISHED"),
+    ):
+        tracker = TRACKERS["mlflow"](tmp_path, {}, step)
+        client = MlflowClient(tracking_uri=(tmp_path / "mlruns").resolve().as_uri())
+        run = json.loads((tmp_path / "trackers.json").read_text())["mlflow"]
+        assert client.get_run(run).info.status == "RUNNING"
+        tracker.close(outcome)  # type: ignore[arg-type]
+        assert client.get_run(run).info.status == status

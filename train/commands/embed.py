@@ -17,12 +17,14 @@ from train.feature_file import FeatureFile
 from train.features import PENULTIMATE, Extractor, Features, extract
 from train.knn import NEIGHBOURS, Bank, KnnAccuracy
 from train.neighbours import Found, Search, make_sheet
+from train.numerics import set_numerics
 from train.trained import Trained, load_trained
 from train.whole import whole
 
 _DESCRIPTION = """Features of a split by any layer of a run's network. Written to Parquet (--out), used to classify by
 neighbours in another split (--knn), or to find the samples nearest to images (--search); any of these together."""
 
+_TOP, _SHEET = 8, "neighbours.png"
 _Sink = Callable[[Features], None]
 
 
@@ -32,7 +34,13 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if not (options.out or options.knn or options.search):
         parser.error("give --out FILE.parquet, --knn SPLIT or --search IMAGE: there is nothing else to do")
+    for flag, needs in (("k", "knn"), ("top", "search"), ("sheet", "search")):
+        if getattr(options, flag) is not None and not getattr(options, needs):
+            parser.error(f"--{flag} is for --{needs}, which is not given; leave it out")
+    options.k, options.top = options.k or NEIGHBOURS, options.top or _TOP
+    options.sheet = options.sheet or Path(_SHEET)
     device = find_device(options.device)
+    set_numerics("fp32", device, deterministic=False)
     trained = load_trained(
         require_folder(options.run), options.checkpoint, weights=options.weights, device=device
     )
@@ -143,15 +151,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--out", type=with_suffix(".parquet"), metavar="FILE.parquet", help="write a row per sample")
     add("--knn", metavar="SPLIT", help="classify by the neighbours in this split; may be the same one")
-    add("--k", type=positive, default=NEIGHBOURS, help=f"neighbours that vote (default: {NEIGHBOURS})")
+    add("--k", type=positive, help=f"neighbours that vote (default: {NEIGHBOURS})")
     add("--search", type=Path, nargs="+", metavar="IMAGE", help="find the samples nearest to these images")
-    add("--top", type=positive, default=8, metavar="N", help="neighbours per image (default: 8)")
+    add("--top", type=positive, metavar="N", help=f"neighbours per image (default: {_TOP})")
     add(
         "--sheet",
         type=with_suffix(".png"),
-        default=Path("neighbours.png"),
         metavar="FILE.png",
-        help="picture of what --search found (default: neighbours.png)",
+        help=f"picture of what --search found (default: {_SHEET})",
     )
     add("--batch-size", type=positive, default=64, metavar="N", help="samples at a time (default: 64)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default: auto)")

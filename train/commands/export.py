@@ -18,7 +18,10 @@ what the run computes. docs/after-export.md shows how to use it."""
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.synthetic and options.data is not None:
+        parser.error("--synthetic compares on noise, --data on a dataset; leave one out")
     trained = load_trained(require_folder(options.run), options.checkpoint, weights=options.weights)
     dataset = None if options.synthetic else trained.dataset(options.data)
     found = export(trained, options.format, options.out, dataset, samples=options.samples)

@@ -35,7 +35,7 @@ def deit3_small() -> Config:
             color_jitter=0.3,
             repeats=3,
             eval_size=224,
-            eval_resize=256,
+            eval_resize=224,  # --eval-crop-ratio 1.0
         ),
         model=ModelConfig(arch="deit3_small_patch16_224", drop_path=0.05, model_args="init_values=1e-4"),
         mix=MixConfig(mixup=0.8, cutmix=1.0),

@@ -8,7 +8,8 @@ Expected time: ResNet-50 in 16, 24, 32, 40, 56, 88 epochs: 14.9, 21.7, 28.7, 35.
 Expected accuracy: ResNet-50: 73.8, 75.6, 76.6, 77.2, 78.0, 78.4 % top-1; ResNet-18: 66.9, 68.8, 70.0, 70.6, 71.3,
     72.4 % (published); not measured here.
 
-A ResNet-50 batch is 8 × 512 there, and the learning rate 1.7 is for all 4,096; ResNet-18: 0.5 for 1,024 on one GPU.
+As there, the last norm of a block starts at 1 (timm starts it at 0). A ResNet-50 batch is 8 × 512 there, and the
+learning rate 1.7 is for all 4,096; ResNet-18: 0.5 for 1,024 on one GPU.
 Different here: biases of the classifier have no weight decay; FFCV crops 224/256 of the shorter side and resizes that
 to 256 px, which is a resize to 292.57 px: here 293; images come from JPEGs as they are, there scaled to 500 (400) px.
 """
@@ -42,7 +43,8 @@ def ffcv(arch: str, epochs: int) -> Config:
         recipe=f"ffcv_{arch}_{epochs}ep",
         input=InputConfig(batch_size=batch_size, size=192, eval_size=256, eval_resize=293),
         resolution=ResolutionConfig(start_size=160, ramp_from=f"{ramp_from}ep", ramp_to=f"{ramp_to}ep"),
-        model=ModelConfig(arch=arch, blurpool=True),
+        # torchvision starts the last norm of a block at 1, timm at 0.
+        model=ModelConfig(arch=arch, blurpool=True, model_args="zero_init_last=false"),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(optimizer="momentum", lr=lr, momentum=0.9, weight_decay=weight_decay),
         schedule=ScheduleConfig(duration=f"{epochs}ep", warmup="2ep", warmup_lr=1e-4 * lr, decay="linear"),

@@ -5,6 +5,9 @@ Large Minibatch SGD", 2017, with cosine decay and label smoothing (He et al., "B
 Command: torchrun --nproc-per-node 8 -m train --data imagenet --recipe resnet50_imagenet
 Expected time: 6 h on 8 × A100 (NVIDIA: 16,621 images/s in the training step); not measured here.
 Expected accuracy: about 77 % top-1; not measured here.
+
+As there, the last norm of a block starts at 1 (timm starts it at 0; NVIDIA's last_bn_0_init is False).
+Different here: filters start with timm's fan-out variance (there fan-in: conv_init "fan_in").
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ def resnet50_imagenet() -> Config:
     return Config(
         recipe="resnet50_imagenet",
         input=InputConfig(batch_size=2048, crop="random-resized", size=224, eval_size=224, eval_resize=256),
-        model=ModelConfig(arch="resnet50"),
+        model=ModelConfig(arch="resnet50", model_args="zero_init_last=false"),
         # 0.256 per 256 images; the weight decay is 1/32768.
         optim=OptimConfig(optimizer="momentum", lr=2.048, momentum=0.875, weight_decay=3.0517578125e-05),
         schedule=ScheduleConfig(duration="90ep", warmup="8ep", decay="cosine"),

@@ -1,0 +1,119 @@
+"""Command line of `python -m bench scaling`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+from bench.accelerator import PRESETS
+from bench.options import positive, publish, require_positive, say, training_config
+from bench.report import require_matplotlib
+from bench.scaling.network import Network
+from bench.scaling.plan import OVER, Plan
+from bench.scaling.report import picture, table
+from bench.scaling.run import scaling
+from loader.resolve import usable_cores
+from shard.errors import FeedlineError
+from train.recipes import RECIPES
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `scaling` to the command line."""
+    command = commands.add_parser(
+        "scaling",
+        help="images/s over threads, processes, GPUs or nodes, with a fitted law",
+        description="Measure how throughput grows, fit the universal scalability law, extrapolate it with its "
+        "interval, and simulate the all-reduce of ranks that cannot be had.",
+    )
+    add = command.add_argument
+    add("--data", type=Path, required=True, metavar="DATASET", help="made by `python -m shard build`")
+    add(
+        "--over",
+        choices=OVER,
+        required=True,
+        help="threads: the loader alone; the others: training on real data",
+    )
+    add("--counts", default="1,2", metavar="N,…", help="to measure, with 1 among them (default: 1,2)")
+    mode = command.add_mutually_exclusive_group()
+    mode.add_argument("--weak", action="store_true", help="the same batch per rank (default)")
+    mode.add_argument("--strong", action="store_true", help="the same global batch")
+    add(
+        "--to", type=positive, default=8, metavar="N", help="extrapolate and simulate up to here (default: 8)"
+    )
+    add(
+        "--like",
+        choices=sorted(PRESETS),
+        help="also simulate accelerators of this speed, over the network below",
+    )
+    add(
+        "--gb-per-s",
+        type=float,
+        default=50.0,
+        help="assumed for --like, 10**9 bytes (default: 50, 400 Gbit/s)",
+    )
+    add("--latency-us", type=float, default=10.0, help="assumed for --like, microseconds (default: 10)")
+    add("--recipe", choices=sorted(RECIPES), help="training recipe (default: the settings below)")
+    add("--split", help="split to read (default: the recipe's training split)")
+    add("--model", help="any timm model (default: the recipe's, or resnet18)")
+    add("--size", type=positive, help="side of the crops, pixels (default: the recipe's, or 224)")
+    add("--batch-size", type=positive, help="images per rank (weak) or of all (strong) (default: 64)")
+    add("--backend", choices=("auto", "dali", "torch"), help="of the loader")
+    add(
+        "--threads", type=positive, help="decoding threads per rank (default: the cores ÷ the greatest count)"
+    )
+    add("--repeats", type=positive, default=5, help="interleaved repeats (default: 5)")
+    add("--seconds", type=float, default=3.0, help="per count and repeat (default: 3)")
+    add("--out", type=Path, default=Path("bench-scaling"), help="folder for scaling.json and scaling.png")
+    add("--json", action="store_true", help="print the record instead of the table")
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    require_matplotlib()
+    record = scaling(_plan(options), say)
+    if record is None:  # another rank writes it
+        return 0
+    publish(record, table(record), as_json=options.json, file=options.out / "scaling.json")
+    picture(record, options.out / "scaling.png")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    require_positive(options.seconds)
+    for flag in ("gb_per_s", "latency_us"):
+        if not getattr(options, flag) > 0:
+            raise FeedlineError(
+                f"--{flag.replace('_', '-')} is {getattr(options, flag)}; it must be positive"
+            )
+    counts = _counts(options.counts)
+    config = training_config(options)
+    # The same for every count: what one process has must not shrink when there are two.
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", max(counts)))
+    threads = options.threads or max(1, usable_cores() // beside)
+    config = dataclasses.replace(config, input=dataclasses.replace(config.input, loader_threads=threads))
+    batch_size = config.input.batch_size
+    if options.strong and (bad := [n for n in counts if batch_size % n]):
+        raise FeedlineError(
+            f"--batch-size {batch_size} does not divide into {bad[0]} equal parts; --strong needs that"
+        )
+    return Plan(
+        config=config,
+        over=options.over,
+        counts=counts,
+        strong=options.strong,
+        to=options.to,
+        like=(options.like, PRESETS[options.like]) if options.like else None,
+        network=Network(options.latency_us / 1e6, 1e-9 / options.gb_per_s),
+        repeats=options.repeats,
+        seconds=options.seconds,
+    )
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    counts = tuple(sorted({int(word) for word in words if word.isdecimal()}))
+    if not all(word.isdecimal() for word in words) or counts[:1] != (1,):
+        raise FeedlineError(f"--counts is {text!r}; it takes whole numbers with 1 among them, such as 1,2,4")
+    return counts

@@ -1,0 +1,45 @@
+"""A small dataset whose epochs last for a whole measurement.
+
+At the end of an epoch the loader has nothing left to prepare, and starts anew with the next one. With a million images
+nobody sees that; with 500 images and batches of 400 it would happen in every step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shard.dataset import Dataset, Split
+
+
+@dataclass(frozen=True, slots=True)
+class LongEpochs(Dataset):
+    """A dataset in which every sample comes `times` times in an epoch, each time with another crop.
+
+    Attributes:
+        times: repetitions; 1 changes nothing.
+    """
+
+    times: int = 1
+
+    def split(self, name: str) -> Split:
+        """Load a split's index, and repeat its rows."""
+        split = Dataset.split(self, name)
+        if self.times == 1:
+            return split
+        repeated: dict[str, Any] = {
+            column: np.tile(getattr(split, column), self.times)
+            for column in ("shard", "offset", "size", "label", "width", "height", "crc32")
+        }
+        keys = pa.chunked_array(split.keys.chunks * self.times)
+        return dataclasses.replace(split, keys=keys, **repeated)
+
+
+def with_long_epochs(dataset: Dataset, split: str, samples: int) -> LongEpochs:
+    """Repeat a split until its epoch has at least `samples` samples."""
+    times = max(1, -(-samples // max(1, len(dataset.split(split)))))
+    return LongEpochs(dataset.root, dataset.classes, dataset.fingerprint, dataset.manifest, times)
