@@ -194,7 +194,7 @@ def test_more_images_than_a_batch_in_order(
     for one, other in zip(by_three, whole, strict=True):
         assert one["image"] == other["image"]
         a, b = ([p["probability"] for p in x["predictions"]] for x in (one, other))
-        # This network's logits are scaled up a thousandfold, and with them what another row of a batch rounds otherwise.
+        # This network's logits are scaled up a thousandfold, and with them what another row of a batch rounds.
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
