@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
@@ -149,7 +150,7 @@ def _stored(data: bytes, layout: Layout, policy: Policy) -> Checked:
     return result
 
 
-_scratch = bytearray()
+_local = threading.local()  # images are checked in threads, too
 
 
 def _decode(data: bytes, layout: Layout) -> None:
@@ -158,11 +159,11 @@ def _decode(data: bytes, layout: Layout) -> None:
     Chroma is decoded as far as anything can be wrong with it; interpolating it and turning it into colours
     cannot fail, and takes a fifth of the time. Fresh memory would take a tenth.
     """
-    global _scratch
     needed = layout.width * layout.height
-    if len(_scratch) < needed:
-        _scratch = bytearray(needed)
-    simplejpeg.decode_jpeg(data, "GRAY", buffer=memoryview(_scratch)[:needed], strict=True)
+    scratch = getattr(_local, "scratch", b"")
+    if len(scratch) < needed:
+        scratch = _local.scratch = bytearray(needed)
+    simplejpeg.decode_jpeg(data, "GRAY", buffer=memoryview(scratch)[:needed], strict=True)
 
 
 def _decodes_leniently(data: bytes) -> bool:

@@ -27,7 +27,9 @@ from train.telemetry import NonFiniteError
 # What comes after training: the command line's first word, and the module whose `main` takes the other words.
 COMMANDS = {
     "embed": "train.commands.embed",
+    "eval": "train.commands.eval",
     "export": "train.commands.export",
+    "predict": "train.commands.predict",
 }
 
 

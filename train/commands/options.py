@@ -13,6 +13,12 @@ from shard.errors import FeedlineError
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
+    """Which network, and a dataset."""
+    add_network(parser)
+    parser.add_argument("--data", metavar="DATASET", help="dataset folder or URL (default: the run's)")
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
     """Which network."""
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder of `python -m train`")
@@ -28,7 +34,6 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: the average of the weights where the run kept one (--ema-decay), else plain (default: auto)",
     )
-    add("--data", metavar="DATASET", help="dataset folder or URL (default: the run's)")
 
 
 def find_device(name: str) -> torch.device:

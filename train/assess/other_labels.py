@@ -1,0 +1,163 @@
+"""Other labels than the dataset's: ImageNet ReaL, ImageNetV2, or one's own, several a sample where that is right.
+
+Three JSON files are understood:
+
+- ReaL's `real.json` (Beyer et al., "Are we done with ImageNet?", 2020): a list of 50,000 lists of class numbers, by the
+  number in the file name ILSVRC2012_val_00000001.JPEG. An empty list: experts agreed on nothing, the image is left out.
+- ImageNetV2's `imagenetv2-b-33.json` (Recht et al., "Do ImageNet classifiers generalize to ImageNet?", 2019): under
+  "image_filenames" pairs of a file name, with or without suffix, and a class name.
+- `{"name.jpg": label or list of labels}` with class numbers or names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from timm.data import ImageNetInfo
+
+from shard.errors import FeedlineError
+from train.assess.samples import Samples
+
+_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """Accuracy against other labels.
+
+    Attributes:
+        file: where they are from.
+        samples: how many have a label there.
+        left_out: samples of the split that have none.
+        top1: percent of `samples` whose likeliest class is among their labels.
+        top5: percent with one of their labels among the five likeliest.
+    """
+
+    file: str
+    samples: int
+    left_out: int
+    top1: float
+    top5: float
+
+
+class OtherLabels:
+    """Sets of labels by the name of the image.
+
+    Args:
+        path: one of the files above.
+        classes: the network's class names; where all are ImageNet's synsets, numbers mean ImageNet's 1,000 in their
+            order, else the network's own.
+
+    Raises:
+        FeedlineError: unreadable, of another form, or with classes that there are not.
+    """
+
+    def __init__(self, path: Path, classes: Sequence[str]) -> None:
+        self.path = path
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FeedlineError(f"cannot read the labels {path}: {error}") from error
+        self._by_number = isinstance(content, list)
+        entries = dict(_entries(content, path))
+        self._numbering = _Numbering(path, classes)
+        self._labels: dict[int | str, frozenset[int]] = {
+            name: frozenset(self._numbering.labels(given, name)) for name, given in entries.items()
+        }
+
+    def of(self, source: str) -> frozenset[int] | None:
+        """Labels of the image that had the name `source`; None where the file does not have it."""
+        name = PurePosixPath(source).name
+        if not self._by_number:
+            return self._labels.get(name, self._labels.get(PurePosixPath(name).stem))
+        found = _VALIDATION.search(name)
+        return None if found is None else self._labels.get(int(found[1]) - 1)
+
+    def compare(self, samples: Samples, sources: Sequence[str]) -> Against:
+        """Accuracy of the samples that have a label here.
+
+        Args:
+            samples: results.
+            sources: names of the split's images, by sample id.
+
+        Raises:
+            FeedlineError: the file has none of them.
+        """
+        known = hits1 = hits5 = 0
+        matched = False
+        for sample, top in zip(samples.ids.tolist(), samples.top.tolist(), strict=True):
+            labels = self.of(sources[sample])
+            matched |= labels is not None
+            if labels:
+                known += 1
+                hits1 += top[0] in labels
+                hits5 += not labels.isdisjoint(top)
+        if not matched:
+            wanted = (
+                "ILSVRC2012_val_00000001.JPEG"
+                if self._by_number
+                else str(next(iter(self._labels), "nothing"))
+            )
+            raise FeedlineError(
+                f"{self.path} has labels of images such as {wanted}, and none of the split's (such as "
+                f"{sources[int(samples.ids[0])]}); is it the file of this split?"
+            )
+        if not known:
+            raise FeedlineError(
+                f"{self.path} has an empty list for every image of the split: nothing to compare"
+            )
+        return Against(
+            file=str(self.path),
+            samples=known,
+            left_out=len(samples) - known,
+            top1=100 * hits1 / known,
+            top5=100 * hits5 / known,
+        )
+
+
+class _Numbering:
+    """From a file's class numbers and names to the network's labels."""
+
+    def __init__(self, path: Path, classes: Sequence[str]) -> None:
+        self._path = path
+        self._names = {name: label for label, name in enumerate(classes)}
+        synsets = ImageNetInfo("imagenet-1k").label_names()
+        self._numbered: Sequence[str] = synsets if set(classes) <= set(synsets) else classes
+        self._known = self._names.keys() | set(self._numbered)
+
+    def labels(self, given: Any, name: int | str) -> Iterable[int]:
+        """Labels of one entry; a class of ImageNet that the network does not have is never right.
+
+        Raises:
+            FeedlineError: no class.
+        """
+        for one in given if isinstance(given, list) else [given]:
+            if isinstance(one, int) and not isinstance(one, bool) and 0 <= one < len(self._numbered):
+                one = self._numbered[one]
+            if not isinstance(one, str) or one not in self._known:
+                raise FeedlineError(
+                    f"{self._path}: the label of {name!r} is {one!r}, neither a class name nor a number in 0 … "
+                    f"{len(self._numbered) - 1}"
+                )
+            yield self._names.get(one, -1)
+
+
+def _entries(content: Any, path: Path) -> Iterable[tuple[int | str, Any]]:
+    """Image, by number or name, and its label or labels."""
+    if isinstance(content, list) and all(isinstance(one, list) for one in content):
+        return enumerate(content)
+    if isinstance(content, Mapping) and isinstance(content.get("image_filenames"), list):
+        pairs = content["image_filenames"]
+        if all(isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) for p in pairs):
+            return [(name, label) for name, label in pairs]
+    elif isinstance(content, Mapping):
+        return content.items()
+    raise FeedlineError(
+        f"{path} holds no labels in a form that is known: ReaL's list of lists, ImageNetV2's image_filenames, or an "
+        "object of names with labels"
+    )

@@ -1,0 +1,178 @@
+"""`python -m train eval RUN --data DATASET`: judge a trained network on a split, on one process or many."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loader import Loader
+from shard.dataset import Dataset, Split, read_sources
+from shard.errors import FeedlineError
+from train.assess import Evaluation, Samples, collect, summarize
+from train.assess.agreement import label_numbers
+from train.assess.evaluation import shorter_sides
+from train.assess.files import PICTURE, write
+from train.assess.other_labels import OtherLabels
+from train.assess.picture import has_matplotlib
+from train.assess.report import report
+from train.commands.computing import add_computing, with_decoding
+from train.commands.options import add_run, require_folder
+from train.distributed import World, connect, env_rank
+from train.inference import Network
+from train.progress import Progress
+from train.trained import Trained, load_trained
+
+_DESCRIPTION = """Judge a trained network on a split: accuracy with its interval, loss, calibration, scores by class,
+the classes it confuses, and every sample's prediction. Weights, precision, transform and mirrored images are those that
+the run judged itself by. The same under torchrun, with the same figures. docs/after.md explains them."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit status.
+
+    Raises:
+        FeedlineError: an error that all ranks meet alike.
+    """
+    options = _parser().parse_args(argv)
+    trained = load_trained(require_folder(options.run), options.checkpoint, weights=options.weights)
+    trained = with_decoding(trained, options)
+    other = OtherLabels(options.real, trained.classes) if options.real is not None else None
+    dataset = trained.dataset(options.data)
+    name = options.split or trained.config.input.eval_split
+    split = dataset.split(name)
+    numbers = label_numbers(trained.classes, dataset.classes, trained.checkpoint, dataset.root)
+    connected = False
+    try:
+        with connect(options.device, trained.config.ranks) as world:
+            connected = world.size > 1
+            network = Network(trained, world.device, precision=options.precision, flip_tta=options.flip_tta)
+            with _loader(trained, dataset, name, options, world) as loader:
+                samples = collect(
+                    network.logits, loader, world, labels=numbers, progress=_progress(loader, world)
+                )
+            if world.is_main:
+                about = _about(trained, dataset, name, network, options)
+                _finish(samples, split, other, about, _folder(options, trained, dataset, name))
+    except FeedlineError as error:
+        if not connected:
+            raise
+        print(f"[rank {env_rank()}] error: {error}", file=sys.stderr)  # it may be one rank's own
+        return 1
+    return 0
+
+
+def _loader(
+    trained: Trained, dataset: Dataset, split: str, options: argparse.Namespace, world: World
+) -> Loader:
+    given = trained.config.input
+    return Loader(
+        dataset,
+        split,
+        given.eval_transform(),
+        # Not less on many ranks: the same shape on any number of them computes the same numbers.
+        batch_size=min(options.batch_size, len(dataset.split(split))),
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+        backend=given.loader_backend,
+        threads=given.loader_threads,
+        local_world_size=world.local_size,
+        max_bad=given.max_bad,
+        cache=given.shard_cache(dataset),
+    )
+
+
+def _progress(loader: Loader, world: World) -> Any:
+    shown = Progress(active=world.is_main and sys.stderr.isatty())
+
+    def update(done: int) -> None:
+        shown.update(f"{done:,} of {loader.num_samples:,} samples")
+        if done == loader.num_samples:
+            shown.update("")
+
+    return update
+
+
+def _finish(
+    samples: Samples, split: Split, other: OtherLabels | None, about: dict[str, Any], folder: Path
+) -> None:
+    """Compute, print and write."""
+    sources = read_sources(split.root).to_pylist()
+    found: Evaluation = summarize(
+        samples,
+        about.pop("classes"),
+        shorter_side=shorter_sides(split, samples),
+        undecoded=len(split) - len(samples),
+        seed=about["seed"],
+        other=other.compare(samples, sources) if other is not None else None,
+    )
+    paths = write(folder, found, about, samples, split, sources)
+    weights = "averaged weights" if about["averaged"] else "weights"
+    mirrored = ", with mirror images" if about["flip_tta"] else ""
+    print(
+        f"{about['checkpoint']} ({weights} after epoch {about['epoch']}) on split {about['split']!r} of "
+        f"{about['data']}, {about['precision']}{mirrored}\n\n{report(found)}\n"
+        f"{folder}: {', '.join(path.name for path in paths)}"
+    )
+    if not has_matplotlib():
+        print(f"{PICTURE} is left out: it needs matplotlib: pip install 'feedline[plot]'", file=sys.stderr)
+
+
+def _about(
+    trained: Trained, dataset: Dataset, split: str, network: Network, options: argparse.Namespace
+) -> dict[str, Any]:
+    """What was evaluated and how."""
+    given = trained.config.input
+    return {
+        "run": str(trained.root),
+        "checkpoint": str(trained.checkpoint),
+        "averaged": trained.averaged,
+        "epoch": trained.epoch,
+        "arch": trained.config.model.arch,
+        "data": str(dataset.root),
+        "fingerprint": dataset.fingerprint,
+        "split": split,
+        "eval_size": given.eval_size,
+        "eval_resize": given.eval_resize,
+        "interpolation": given.interpolation,
+        "flip_tta": network.flip_tta,
+        "precision": network.precision,
+        "device": network.device.type,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "classes": trained.classes,
+    }
+
+
+def _folder(options: argparse.Namespace, trained: Trained, dataset: Dataset, split: str) -> Path:
+    """Where the files go: a folder for each dataset, split and checkpoint."""
+    if options.out is not None:
+        return Path(options.out)
+    return trained.root / "eval" / f"{dataset.root.name}-{split}-{trained.checkpoint.stem}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train eval", description=_DESCRIPTION, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add_run(parser)
+    add("--split", metavar="NAME", help="split to judge on (default: the run's evaluation split)")
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where files go (default: RUN/eval/DATASET-SPLIT-CHECKPOINT)",
+    )
+    add(
+        "--real",
+        type=Path,
+        metavar="FILE",
+        help="judge by these labels, too: ImageNet ReaL's real.json, an ImageNetV2 list, or {image: label or labels}",
+    )
+    add_computing(parser)
+    add("--seed", type=int, default=0, help="of the bootstrap intervals (default: 0)")
+    return parser

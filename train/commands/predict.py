@@ -1,0 +1,107 @@
+"""`python -m train predict RUN IMAGES…`: what a trained network sees in images."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from shard.errors import FeedlineError
+from shard.image import Policy
+from train.commands.computing import add_computing, with_decoding
+from train.commands.options import add_network, find_device, positive, require_folder
+from train.inference import Network
+from train.predict import Bad, Prediction, Predictor, find_images, load_image, predict
+from train.predict.writers import FORMATS, SUFFIXES, WRITERS, printable, save_parquet
+from train.trained import load_trained
+from train.whole import whole
+
+_DESCRIPTION = """Print the likeliest classes of images, of the pixels that the run was evaluated on: decoded, resized
+and cropped alike. Images that cannot be read or decoded are named on stderr and left out, and the exit status is 1
+then; all others are predicted. docs/after.md says more."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit status: 0 all predicted, 1 some could not be, 2 wrong usage.
+
+    Raises:
+        FeedlineError: nothing can be predicted at all.
+    """
+    parser = _parser()
+    options = parser.parse_args(argv)
+    form = options.format or SUFFIXES.get(options.out.suffix.lower() if options.out else "", "table")
+    if form == "parquet" and options.out is None:
+        parser.error("--format parquet needs --out FILE: it is no text")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise FeedlineError("predict is one process: leave torchrun out (eval is for many)")
+    trained = load_trained(require_folder(options.run), options.checkpoint, weights=options.weights)
+    trained = with_decoding(trained, options)
+    network = Network(
+        trained, find_device(options.device), precision=options.precision, flip_tta=options.flip_tta
+    )
+    top = min(options.top, len(trained.classes))
+    bad: list[Bad] = []
+    with Predictor(trained, network, batch_size=options.batch_size, top=top) as predictor:
+        found = find_images(options.images, _lines())
+        try:
+            load = partial(load_image, policy=Policy(exif=options.exif))
+            _write(_good(predict(found, predictor, load), bad), form, options.out, top)
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141  # as a shell has it for SIGPIPE
+    if bad:
+        print(f"{len(bad):,} could not be predicted", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _lines() -> Iterator[str]:
+    """Names on standard input, which need not be UTF-8."""
+    for line in sys.stdin.buffer:
+        yield os.fsdecode(line)
+
+
+def _good(results: Iterable[Prediction | Bad], bad: list[Bad]) -> Iterator[Prediction]:
+    """Predictions; what is none is named on stderr."""
+    for one in results:
+        if isinstance(one, Bad):
+            bad.append(one)
+            print(f"{printable(one.name)}: {printable(one.reason)}", file=sys.stderr)
+        else:
+            yield one
+
+
+def _write(rows: Iterable[Prediction], form: str, out: Path | None, top: int) -> None:
+    if out is None:
+        WRITERS[form](rows, sys.stdout, top)
+        sys.stdout.flush()
+        return
+    with whole(out) as aside:
+        if form == "parquet":
+            save_parquet(rows, aside)
+        else:
+            with aside.open("w", encoding="utf-8", newline="") as file:
+                WRITERS[form](rows, file, top)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train predict", description=_DESCRIPTION, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add_network(parser)
+    add("images", nargs="+", metavar="IMAGE", help="files, folders, patterns; - reads a list from stdin")
+    add("--top", type=positive, default=5, metavar="K", help="classes per image (default: 5)")
+    add(
+        "--exif",
+        choices=("strip", "apply"),
+        default="strip",
+        help="apply turns photos upright as their camera noted; strip leaves the pixels as they are stored, as "
+        "`shard build` does by default, and evaluations see them (default: strip)",
+    )
+    add("--format", choices=FORMATS, help="default: by the suffix of --out, else table")
+    add("--out", type=Path, metavar="FILE", help="default: stdout")
+    add_computing(parser)
+    return parser
