@@ -1,14 +1,14 @@
-"""Command line: python -m bench throughput | overhead | peers | parity | packing | remote | shuffle."""
+"""Command line: python -m bench throughput | guard | overhead | peers | parity | packing | remote | shuffle."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from bench.commands import overhead, packing, parity, peers, remote, shuffle, throughput
+from bench.commands import guard, overhead, packing, parity, peers, remote, shuffle, throughput
 from shard.errors import FeedlineError
 
-_COMMANDS = (throughput, overhead, peers, parity, packing, remote, shuffle)
+_COMMANDS = (throughput, guard, overhead, peers, parity, packing, remote, shuffle)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -44,7 +44,7 @@ class Reference:
     name, title, lead_in = "reference", "plain PyTorch loop", 1
 
     def __init__(self, net: Normalized, config: Config, batch: Batch, *, compiled: bool) -> None:
-        self._optimizer = make_optimizer(net.model, config.optim)
+        self.net, self._optimizer = net, make_optimizer(net.model, config.optim)
         self._model = torch.compile(net.model, dynamic=False) if compiled else net.model
         pixels = batch.images.permute(0, 3, 1, 2).float()
         self._images = torch.addcmul(net.shift, pixels, net.scale)  # once: a plain loop gets them like this
@@ -56,14 +56,18 @@ class Reference:
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
+        self.train(self._images, self._labels)
+        return len(self._labels), 0
+
+    def train(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Train on normalised images, float [B, 3, H, W], with labels [B]."""
         self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            logits = self._model(self._images)
-        loss = F.cross_entropy(logits.float(), self._labels, label_smoothing=self._smoothing)
+            logits = self._model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self._smoothing)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return len(self._labels), 0
 
     def synchronize(self) -> None:
         """Wait for the GPU."""

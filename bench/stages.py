@@ -115,7 +115,7 @@ class Synthetic:
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
-        return _train(self._train_step, self._batch), 0
+        return train_on(self._train_step, self._batch), 0
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
@@ -136,7 +136,7 @@ class Real:
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
-        return _train(self._train_step, next(self._batches)), 0
+        return train_on(self._train_step, next(self._batches)), 0
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
@@ -153,7 +153,8 @@ def endless_batches(loader: Loader) -> Iterator[Batch]:
         yield from loader
 
 
-def _train(train_step: TrainStep, batch: Batch) -> int:
+def train_on(train_step: TrainStep, batch: Batch) -> int:
+    """Do one training step, and return the images it had."""
     train_step.forward_backward(batch.images, batch.labels, batch.valid)
     train_step.update(_LR)
     return batch.num_valid
