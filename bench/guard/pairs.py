@@ -25,8 +25,10 @@ from train.distributed import World
 from train.step import TrainStep
 
 _PATIENCE_S = 300.0
-SERIAL_IMAGES = 32  # per step of the stages that one thread does: enough for a mean, some 50 ms to decode
-BATCHES = 8  # per step of the loader, so that starting it weighs little
+# Images and batches per step. The shorter a step, the more turns of ours and the reference in the same time; the longer,
+# the less it weighs that the loader starts.
+_DECODED, _TRANSFORMED = 16, 64
+BATCHES, _TRAINED_BATCHES = 4, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,7 @@ class Workshop:
         )  # fmt: skip
 
     def _decode(self) -> Pair:
-        count = min(SERIAL_IMAGES, len(self.hand.ids))
+        count = min(_DECODED, len(self.hand.ids))
         encoded, windows = self.hand.encoded[:count], self.hand.params.window[:count].tolist()
         decoder = Decoder()
 
@@ -137,7 +139,7 @@ class Workshop:
         )  # fmt: skip
 
     def _transform(self, upstream: tuple[str, ...]) -> Pair:
-        count = min(2 * SERIAL_IMAGES, len(self.hand.ids))
+        count = min(_TRANSFORMED, len(self.hand.ids))
         encoded, params = self.hand.blank[:count], self.hand.params.take(self.hand.rows[:count])
         backend = make_backend(self.loader.backend, self.device, 1, count)
         self._stack.callback(backend.close)
@@ -179,9 +181,8 @@ class Workshop:
         return [alone, self._real(step, plain)]
 
     def _real(self, step: TrainStep, plain: Reference) -> Pair:
-        count = 4  # batches: a step takes longer than a batch
         start = dict(self._start)
-        start["samples_consumed"] += (BATCHES - count) * self._batch_size
+        start["samples_consumed"] += (BATCHES - _TRAINED_BATCHES) * self._batch_size
         net = plain.net
 
         def ours() -> None:
@@ -190,14 +191,14 @@ class Workshop:
                 train_on(step, batch)
 
         def reference() -> None:
-            for images, labels in self.hand.batches(BATCHES - count):
+            for images, labels in self.hand.batches(BATCHES - _TRAINED_BATCHES):
                 pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float()
                 plain.train(
                     torch.addcmul(net.shift, pixels, net.scale), torch.from_numpy(labels).to(self.device)
                 )
 
         return Pair(
-            name="real", title="training on real data", images=count * self._batch_size, ours=ours,
+            name="real", title="training on real data", images=_TRAINED_BATCHES * self._batch_size, ours=ours,
             reference=reference, serial=False, upstream=("read", "decode", "transform", "loader", "step"),
         )  # fmt: skip
 
