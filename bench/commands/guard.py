@@ -39,8 +39,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add(
         "--margin",
         type=float,
-        default=0.05,
-        help="with --update: change that is no regression (default: 0.05)",
+        default=0.08,
+        help="with --update: change that is no regression (default: 0.08)",
     )
     add("--measure", action="store_true", help="measure only, and print the record")
     add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")

@@ -117,7 +117,7 @@ def suspect(stage: str, changes: Sequence[Change]) -> str:
         return f"more work per image: {_MORE_WORK[stage]}"
     if threads is not None and threads.regressed:
         return "fewer threads at work: the number of threads, their cores (affinity), or a lock that all of them want"
-    return f"waiting, at the same CPU time: {_WAITING[stage]}"
+    return f"waiting, more than CPU time explains: {_WAITING[stage]}"
 
 
 _MORE_WORK = {

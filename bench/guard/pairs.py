@@ -25,8 +25,8 @@ from train.distributed import World
 from train.step import TrainStep
 
 _PATIENCE_S = 300.0
-# Images and batches per step. The shorter a step, the more turns of ours and the reference in the same time; the longer,
-# the less it weighs that the loader starts.
+# Images and batches per step. The shorter a step, the more turns of ours and the reference in the same time; the
+# longer, the less it weighs that the loader starts.
 _DECODED, _TRANSFORMED = 16, 64
 BATCHES, _TRAINED_BATCHES = 4, 2
 
