@@ -89,5 +89,7 @@ def _rates(record: dict[str, Any]) -> dict[str, float]:
     """Median rates in the order of the pipeline, of the default loader alone, real training last."""
     rates = {stage["name"]: median(stage["images_per_s"]) for stage in record["stages"]}
     loader = record["default_loader"]
-    names = [loader if name == "loader" else name for name in (*_ORDER, "real")]
+    # DALI decodes on a GPU: what the CPU's decoders could do bounds nothing there.
+    apart = "decode" if loader == "loader_dali" and record["settings"]["device"] != "cpu" else None
+    names = [loader if name == "loader" else name for name in (*_ORDER, "real") if name != apart]
     return {name: rates[name] for name in names if name is not None and name in rates}

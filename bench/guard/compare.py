@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.guard.baseline import Band, Baseline
-from bench.guard.contest import Measured
+from bench.guard.contest import CONFIDENCE, Measured
 from bench.intervals import Interval
 
 _FEWER_IS_WORSE = ("threads",)
@@ -80,6 +80,8 @@ def compare(measured: Measured, baseline: Baseline) -> list[Change]:
 
 
 def _change(stage: str, signal: str, now: Interval, band: Band, margin: float) -> Change:
+    if now.confidence < CONFIDENCE:  # too few repeats to say anything
+        return Change(stage, signal, now, band, regressed=False, decided=False)
     if signal in _FEWER_IS_WORSE:
         limit = band.low / (1 + margin)
         return Change(stage, signal, now, band, now.high < limit, now.high < limit or now.low > limit)

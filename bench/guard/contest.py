@@ -12,6 +12,7 @@ from bench.intervals import Interval, median_interval
 
 CONFIDENCE = 0.99
 SLICE_S = 0.02  # at least; short against what other jobs do to the machine
+LEAST_REPEATS = 8  # of 8 values, the least and the greatest enclose the median with 99 %
 SERIAL_TURNS = 3  # per repeat, of the stages whose step is short
 Signals = dict[str, dict[str, list[float]]]  # stage → signal → a ratio per repeat
 Measured = dict[str, dict[str, Interval]]
@@ -23,12 +24,10 @@ class Patience:
 
     Attributes:
         seconds: longest time; the repeat that runs is finished.
-        least: repeats at least; of 8 values the least and the greatest enclose the median with 99 %.
         decided: whether these figures are enough.
     """
 
     seconds: float
-    least: int = 8
     decided: Callable[[Measured], bool] = lambda found: False
 
 
@@ -48,7 +47,7 @@ def contest(
         for side in (pair.ours, pair.reference):
             run(side, synchronize, SLICE_S)
     began, repeat = time.perf_counter(), 0
-    while repeat < patience.least or (
+    while repeat < LEAST_REPEATS or (
         time.perf_counter() - began < patience.seconds and not patience.decided(summarise(signals))
     ):
         for i in range(len(pairs)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,10 +106,16 @@ def confirmed(first: list[Change], again: list[Change]) -> list[Change]:
     ]
 
 
-def _workshop(config: Config, device: torch.device) -> Workshop:
+@contextmanager
+def _workshop(config: Config, device: torch.device) -> Iterator[Workshop]:
+    threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)  # a step on all cores waits for the slowest of them, whoever else is there
-    return Workshop(config, device)
+    try:
+        with Workshop(config, device) as workshop:
+            yield workshop
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _record(workshop: Workshop, config: Config, measured: Measured) -> dict[str, Any]:

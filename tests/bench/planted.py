@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional
@@ -19,10 +20,13 @@ STAGES = {"none": "", "reader": "read", "threads": "loader", "resize": "transfor
 READ_SLEEP_S, STEP_SLEEP_S = 0.0001, 0.005  # a sample; a step (of some 25 ms)
 
 
-def plant(kind: str) -> None:
-    """Make a part of ours slower, for the rest of this process."""
+Put = Callable[[Any, str, Any], None]
+
+
+def plant(kind: str, put: Put = setattr) -> None:
+    """Make a part of ours slower: for the rest of this process, or as long as `put` lets it be."""
     if kind == "reader":
-        _before(loader.reader._File, "read", lambda: time.sleep(READ_SLEEP_S))
+        _before(put, loader.reader._File, "read", lambda: time.sleep(READ_SLEEP_S))
     elif kind == "threads":
         init = loader.loader.Loader.__init__
 
@@ -30,26 +34,26 @@ def plant(kind: str) -> None:
             init(self, *args, **kwargs)
             self._threads = max(1, self._threads // 2)
 
-        loader.loader.Loader.__init__ = halved  # type: ignore[method-assign]
+        put(loader.loader.Loader, "__init__", halved)
     elif kind == "resize":
-        _twice()
+        _twice(put)
     elif kind == "step":
-        _before(train.step.TrainStep, "update", lambda: time.sleep(STEP_SLEEP_S))
+        _before(put, train.step.TrainStep, "update", lambda: time.sleep(STEP_SLEEP_S))
     elif kind != "none":
         raise SystemExit(f"there is no planted slow-down {kind!r}; choose one of {', '.join(STAGES)}")
 
 
-def _before(owner: type, name: str, extra: Any) -> None:
+def _before(put: Put, owner: type, name: str, extra: Any) -> None:
     original = getattr(owner, name)
 
     def slower(*args: Any, **kwargs: Any) -> Any:
         extra()
         return original(*args, **kwargs)
 
-    setattr(owner, name, slower)
+    put(owner, name, slower)
 
 
-def _twice() -> None:
+def _twice(put: Put) -> None:
     """The backend's resize, and nobody else's: the reference calls torch's own."""
 
     class Functional:
@@ -60,7 +64,7 @@ def _twice() -> None:
             torch.nn.functional.interpolate(*args, **kwargs)
             return torch.nn.functional.interpolate(*args, **kwargs)
 
-    loader.torch_backend.F = Functional  # type: ignore[assignment]
+    put(loader.torch_backend, "F", Functional)
 
 
 if __name__ == "__main__":
