@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+GUARD ?= guard-data
 
-.PHONY: demo test lint types contracts unit clean
+.PHONY: demo test guard lint types contracts unit clean
 
 demo: $(VENV)/.installed-demo
 	rm -rf $(DEMO)
@@ -19,6 +20,12 @@ demo: $(VENV)/.installed-demo
 	@echo "The throughput table and picture:          $(DEMO)/bench"
 
 test: lint types contracts unit
+
+# Seconds on any machine: ratios to the same work by hand, against a baseline with a wide margin (docs/benchmarks.md).
+guard: $(VENV)/.installed-dev
+	rm -rf $(GUARD)
+	$(BIN)/python -m shard synth $(GUARD) --samples 256 --classes 10
+	$(BIN)/python -m bench guard --data $(GUARD) --baseline .ci/guard.json --class any --device cpu
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -34,7 +41,7 @@ unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(DEMO) $(GUARD) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # A stamp per set of extras, so that a changed pyproject.toml installs anew.
 $(VENV)/.installed-%: pyproject.toml

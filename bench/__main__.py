@@ -8,6 +8,7 @@ import sys
 from bench.commands import (
     accelerator,
     doctor,
+    guard,
     overhead,
     packing,
     parity,
@@ -23,6 +24,7 @@ from shard.errors import FeedlineError
 _COMMANDS = (
     throughput,
     doctor,
+    guard,
     accelerator,
     scaling,
     overhead,

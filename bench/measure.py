@@ -50,6 +50,8 @@ class Series:
         mb_per_s: encoded megabytes (10**6 bytes) per second, 0 where they do not matter.
         cpu_s: CPU seconds per 1,000 images, of this process and its children.
         step_ms: median milliseconds per step.
+        steps_ms: milliseconds of every step, by repeat; on a GPU of giving a step its work, which takes as long as the
+            step once the queue is full.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Series:
     mb_per_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     step_ms: list[float] = field(default_factory=list)
+    steps_ms: list[list[float]] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
@@ -71,9 +74,16 @@ def ratio(above: Series, below: Series) -> float:
 
 
 def measure(
-    stages: Sequence[Stage], repeats: int, seconds: float, say: Callable[[str], None] = lambda text: None
+    stages: Sequence[Stage],
+    repeats: int,
+    seconds: float,
+    say: Callable[[str], None] = lambda text: None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> list[Series]:
-    """Measure all stages `repeats` times for about `seconds` each, interleaved, after one unmeasured round."""
+    """Measure all stages `repeats` times for about `seconds` each, interleaved, after one unmeasured round.
+
+    `prepare` is called before each measurement, when the stage before has come to rest.
+    """
     series = [Series(stage.name, stage.title) for stage in stages]
     for stage in stages:
         say(f"warming up: {stage.title}")
@@ -82,17 +92,21 @@ def measure(
         say(f"repeat {repeat + 1} of {repeats}")
         for i in range(len(stages)):
             turn = (i + repeat) % len(stages)
-            images, size_bytes, wall_s, cpu_s, step_ms = _run(stages[turn], seconds)
+            images, size_bytes, wall_s, cpu_s, steps_ms = _run(stages[turn], seconds, prepare)
             series[turn].images_per_s.append(images / wall_s)
             series[turn].mb_per_s.append(size_bytes / wall_s / 1e6)
             series[turn].cpu_s.append(cpu_s / images * 1000)
-            series[turn].step_ms.append(step_ms)
+            series[turn].step_ms.append(median(steps_ms))
+            series[turn].steps_ms.append(steps_ms)
     return series
 
 
-def _run(stage: Stage, seconds: float) -> tuple[int, int, float, float, float]:
-    """Images, bytes, wall and CPU seconds, and median milliseconds per step of one measurement."""
+def _run(
+    stage: Stage, seconds: float, prepare: Callable[[], None] = lambda: None
+) -> tuple[int, int, float, float, list[float]]:
+    """Images, bytes, wall and CPU seconds, and milliseconds of every step of one measurement."""
     _settle()
+    prepare()
     for _ in range(stage.lead_in):
         stage.step()
     stage.synchronize()
@@ -108,7 +122,7 @@ def _run(stage: Stage, seconds: float) -> tuple[int, int, float, float, float]:
         last = now
     stage.synchronize()
     wall_s = time.perf_counter() - began
-    return images, size_bytes, wall_s, cpu_seconds() - cpu_began, median(steps_ms)
+    return images, size_bytes, wall_s, cpu_seconds() - cpu_began, steps_ms
 
 
 def _settle() -> None:

@@ -52,7 +52,7 @@ class Reference:
     def __init__(
         self, net: Normalized, config: Config, batch: Batch, *, compiled: bool, classes: int = 10
     ) -> None:
-        self._optimizer = make_optimizer(net.model, config.optim)
+        self.net, self._optimizer = net, make_optimizer(net.model, config.optim)
         self._model = torch.compile(net.model, dynamic=False) if compiled else net.model
         pixels = batch.images.permute(0, 3, 1, 2).float()
         self._images = torch.addcmul(net.shift, pixels, net.scale)  # once: a plain loop gets them like this
@@ -68,6 +68,11 @@ class Reference:
         images, targets = self._images, self._labels
         if self._mixup is not None:
             images, targets = self._mixup(images.clone(), targets)  # it mixes in place
+        self.train(images, targets)
+        return len(self._labels), 0
+
+    def train(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+        """Train on normalised images, float [B, 3, H, W], with labels [B] or soft targets [B, classes]."""
         self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             logits = self._model(images)
@@ -75,7 +80,6 @@ class Reference:
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return len(self._labels), 0
 
     def synchronize(self) -> None:
         """Wait for the GPU."""

@@ -6,41 +6,59 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.intervals import median_interval
 from shard.errors import FeedlineError
 
 
 def table(record: dict[str, Any]) -> str:
     """Return the record as text: one line per stage, then the ratios."""
-    head = ("", "images/s", "min – max", "MB/s", "CPU s / 1,000", "of decode")
-    decode = next((s for s in record["stages"] if s["name"] == "decode"), None)
-    rows = [head]
-    for stage in record["stages"]:
-        rates = stage["images_per_s"]
-        megabytes = median(stage["mb_per_s"])
-        share = median(r / d for r, d in zip(rates, decode["images_per_s"], strict=True)) if decode else None
-        rows.append(
-            (
-                stage["title"],
-                f"{median(rates):,.0f}",
-                f"{min(rates):,.0f} – {max(rates):,.0f}",
-                f"{megabytes:,.0f}" if megabytes else "",
-                f"{median(stage['cpu_s_per_1000']):.2f}",
-                f"{share:.2f}" if share is not None and stage["name"] != "read" else "",
-            )
-        )
+    head = ("", "images/s", "interval", "MB/s", "CPU s / 1,000", "step ms p50 / p95 / p99", "of its ceiling")
+    rows = [head, *map(_row, record["stages"])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
+    rates = [stage["images_per_s"] for stage in record["stages"]]
+    if rates:
+        sure = median_interval(rates[0]).confidence
+        lines.append(f"interval: holds the median with {100 * sure:.0f} %; {len(rates[0])} repeats")
     lines += ["", *(f"{name}: {value:.3f}" for name, value in record["ratios"].items())]
-    if record["gpu"]:
-        gpu = record["gpu"]
-        lines.append(
-            f"GPU while training on real data: {gpu['utilisation_percent']} % busy, {gpu['power_w']} W, "
-            f"{gpu['memory_used_gib']} GiB in use; peak allocated {record['peak_gpu_memory_gib']} GiB"
-        )
+    for name, gpu in (record.get("gpu_by_stage") or {"real": record["gpu"]}).items():
+        if gpu:
+            lines.append(f"GPU, {name}: {_gpu_text(gpu)}")
+    if record["peak_gpu_memory_gib"] is not None:
+        lines.append(f"peak of allocated GPU memory: {record['peak_gpu_memory_gib']} GiB")
+    lines.append(f"page cache: {record['settings'].get('page_cache', 'hot')}")
+    if hint := record["settings"].get("page_cache_advice"):
+        lines.append(hint)
     return "\n".join([*lines, "", verdict(record)])
+
+
+def _row(stage: dict[str, Any]) -> tuple[str, ...]:
+    rate, megabytes = median_interval(stage["images_per_s"]), median(stage["mb_per_s"])
+    times, share = stage.get("step_ms_percentiles"), stage.get("share_of_ceiling")
+    return (
+        stage["title"],
+        f"{rate.value:,.0f}",
+        f"{rate.low:,.0f} – {rate.high:,.0f}",
+        f"{megabytes:,.0f}" if megabytes else "",
+        f"{median(stage['cpu_s_per_1000']):.2f}",
+        " / ".join(f"{times[p]:,.1f}" for p in ("p50", "p95", "p99")) if times else "",
+        f"{share['value']:.2f} of {stage['ceiling']}" if share else "",
+    )
+
+
+def _gpu_text(gpu: dict[str, float]) -> str:
+    units = {
+        "utilisation_percent": "% of the time busy",
+        "sm_utilisation_percent": "% of the SMs",
+        "jpeg_utilisation_percent": "% of the JPEG engines",
+        "memory_used_gib": "GiB in use",
+        "power_w": "W",
+        "images_per_joule": "images/J",
+    }
+    return ", ".join(f"{gpu[name]:g} {unit}" for name, unit in units.items() if name in gpu)
 
 
 def verdict(record: dict[str, Any]) -> str:

@@ -94,7 +94,8 @@ class Load:
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
-        return next(self._batches).num_valid, 0
+        batch = next(self._batches)
+        return batch.num_valid, _encoded_bytes(self._loader, batch)
 
     def synchronize(self) -> None:
         """Wait for the GPU, where batches are made there."""
@@ -103,6 +104,29 @@ class Load:
     def close(self) -> None:
         """See `Stage.close`."""
         self._loader.close()
+
+
+class Copy:
+    """Finished batches from the host's page-locked memory to the GPU, and nothing else; bytes are those of pixels."""
+
+    name, title, lead_in = "copy", "host-to-device copy", 2
+
+    def __init__(self, batch_size: int, size: int, device: torch.device) -> None:
+        shape = (batch_size, size, size, 3)
+        self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+        self._there = torch.empty(shape, dtype=torch.uint8, device=device)
+
+    def step(self) -> tuple[int, int]:
+        """See `Stage.step`."""
+        self._there.copy_(self._host, non_blocking=True)
+        return len(self._host), self._host.numel()
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        _synchronize(self._there.device)
+
+    def close(self) -> None:
+        """Nothing to free."""
 
 
 class Synthetic:
@@ -115,7 +139,7 @@ class Synthetic:
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
-        return _train(self._train_step, self._batch), 0
+        return train_on(self._train_step, self._batch), 0
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
@@ -136,7 +160,8 @@ class Real:
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
-        return _train(self._train_step, next(self._batches)), 0
+        batch = next(self._batches)
+        return train_on(self._train_step, batch), _encoded_bytes(self._loader, batch)
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
@@ -153,10 +178,16 @@ def endless_batches(loader: Loader) -> Iterator[Batch]:
         yield from loader
 
 
-def _train(train_step: TrainStep, batch: Batch) -> int:
+def train_on(train_step: TrainStep, batch: Batch) -> int:
+    """Do one training step, and return the images it had."""
     train_step.forward_backward(batch.images, batch.labels, batch.valid)
     train_step.update(_LR)
     return batch.num_valid
+
+
+def _encoded_bytes(loader: Loader, batch: Batch) -> int:
+    ids = batch.ids.numpy()
+    return int(loader.split.size[ids[ids >= 0]].sum())
 
 
 def _synchronize(device: torch.device) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.environment import environment
-from bench.gpu import GpuSampler
+from bench.gpu import gpu_figures
+from bench.intervals import Interval, median_interval, ratio_interval
 from bench.measure import Series, Stage, measure, ratio
+from bench.page_cache import advice, evict, memory_bytes
 from bench.peers.base import Job
 from bench.peers.isolated import Isolated
-from bench.stages import Decode, Load, Read, Real, Synthetic
+from bench.stages import Copy, Decode, Load, Read, Real, Synthetic
 from loader import Loader, RandomResizedCrop
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
@@ -23,7 +27,7 @@ from train.build import make_step
 from train.config import Config, to_dict
 from train.distributed import World
 
-OWN = ("read", "decode", "loader", "synthetic", "real")
+OWN = ("read", "decode", "loader", "copy", "synthetic", "real")
 PEERS = ("dali", "torchvision")  # of those in bench.peers
 
 
@@ -37,6 +41,7 @@ class Plan:
         repeats: of the whole, interleaved.
         seconds: per stage and repeat.
         threads: CPU threads or worker processes for decoding, of everyone.
+        cold: whether the split is evicted from the page cache before every measurement.
     """
 
     config: Config
@@ -44,6 +49,7 @@ class Plan:
     repeats: int
     seconds: float
     threads: int
+    cold: bool = False
 
 
 def throughput(plan: Plan, device: torch.device, say: Callable[[str], None]) -> dict[str, Any]:
@@ -62,10 +68,14 @@ def throughput(plan: Plan, device: torch.device, say: Callable[[str], None]) -> 
             stack.callback(stage.close)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        with GpuSampler(device) as sampler:
-            series = measure(stages, plan.repeats, plan.seconds, say)
-        # Utilisation means something for one stage only: look again while real training runs alone.
-        gpu = _gpu_while_training(stages, device, plan.seconds)
+        split = dataset.split(config.input.train_split)
+        prepare = (lambda: evict(split)) if plan.cold else (lambda: None)
+        series = measure(stages, plan.repeats, plan.seconds, say, prepare)
+        # Utilisation means something for one stage only: look again while each runs alone.
+        gpu = {
+            stage.name: gpu_figures(stage, device, max(plan.seconds, 3.0))
+            for stage in _of_gpu(stages, device)
+        }
     found = {one.name: one for one in series}
     default = next((s.name for s in stages if isinstance(s, Load)), None)
     return {
@@ -73,19 +83,20 @@ def throughput(plan: Plan, device: torch.device, say: Callable[[str], None]) -> 
         "environment": environment(device),
         "settings": {
             "dataset": str(dataset.root),
-            "samples": len(dataset.split(config.input.train_split)),
+            "samples": len(split),
             "device": str(device),
             "repeats": plan.repeats,
             "seconds": plan.seconds,
             "threads": plan.threads,
-            "page_cache": "hot",
+            "page_cache": "cold: evicted before every measurement" if plan.cold else "hot",
+            "page_cache_advice": advice(sum(split.shard_bytes), memory_bytes(), cold=plan.cold),
             "config": to_dict(config),
         },
         "default_loader": default,
-        "stages": [_figures(one) for one in series],
+        "stages": [_figures(one, ceiling(one.name, found, default)) for one in series],
         "ratios": _ratios(found, default),
-        "gpu": gpu,
-        "gpu_all_stages": sampler.summary(),
+        "gpu": gpu.get("real"),
+        "gpu_by_stage": gpu,
         "peak_gpu_memory_gib": _peak_gib(device),
     }
 
@@ -108,6 +119,8 @@ class _Maker:
                 made.append(Decode(self.split, self.input.train_transform(), self.plan.threads))
             elif name == "loader":
                 made += self._loaders()
+            elif name == "copy":
+                made.append(Copy(self.input.batch_size, self.input.size, self.device))
             elif name in PEERS:
                 made.append(self._peer(name))
         if {"synthetic", "real"} & set(self.plan.stages):
@@ -173,18 +186,40 @@ class _Maker:
         return stage
 
 
-def _figures(one: Series) -> dict[str, Any]:
+def ceiling(name: str, found: dict[str, Series], default: str | None) -> Series | None:
+    """The stage that bounds this one: decoding is fed by reading, loaders by decoding, training by loader and step."""
+    if name == "real":
+        above = [found[other] for other in (default, "synthetic") if other in found]
+        return min(above, key=lambda one: one.rate, default=None)
+    if name in ("read", "copy", "synthetic"):
+        return None
+    return found.get("read" if name == "decode" else "decode")
+
+
+def _figures(one: Series, above: Series | None) -> dict[str, Any]:
     def rounded(values: list[float], digits: int) -> list[float]:
         return [round(value, digits) for value in values]
 
+    steps = np.concatenate(one.steps_ms)
     return {
         "name": one.name,
         "title": one.title,
         "images_per_s": rounded(one.images_per_s, 1),
+        "images_per_s_interval": _interval(median_interval(one.images_per_s)),
         "mb_per_s": rounded(one.mb_per_s, 1),
         "cpu_s_per_1000": rounded(one.cpu_s, 3),
         "step_ms": rounded(one.step_ms, 2),
+        "step_ms_percentiles": {f"p{p}": round(float(np.percentile(steps, p)), 2) for p in (50, 95, 99)}
+        | {"steps": len(steps)},
+        "ceiling": above.name if above is not None else None,
+        "share_of_ceiling": None
+        if above is None
+        else _interval(ratio_interval(one.images_per_s, above.images_per_s)),
     }
+
+
+def _interval(one: Interval) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in dataclasses.asdict(one).items()}
 
 
 def _ratios(found: dict[str, Series], default: str | None) -> dict[str, float]:
@@ -202,13 +237,12 @@ def _ratios(found: dict[str, Series], default: str | None) -> dict[str, float]:
     }
 
 
-def _gpu_while_training(stages: list[Stage], device: torch.device, seconds: float) -> dict[str, Any] | None:
-    real = [stage for stage in stages if isinstance(stage, Real)]
-    if device.type != "cuda" or not real:
-        return None
-    with GpuSampler(device) as sampler:
-        measure(real, 1, max(seconds, 3.0))
-    return sampler.summary()
+def _of_gpu(stages: list[Stage], device: torch.device) -> list[Stage]:
+    """Stages whose use of the GPU is of interest."""
+    first = next((stage for stage in stages if isinstance(stage, Load)), None)
+    if device.type != "cuda":
+        return []
+    return [stage for stage in stages if stage is first or isinstance(stage, (Synthetic, Real))]
 
 
 def _peak_gib(device: torch.device) -> float | None:

@@ -14,11 +14,15 @@ from typing import Any
 import pynvml
 import torch
 
+from train.gpm import SmUtilisation
+
 _INTERVAL_S = 0.5
 
-# Name → (question, factor): percent of time with a kernel running, GiB in use on the card, watts, °C.
+# Name → question: percent of time with a kernel running, percent of the JPEG decoding engines' time, GiB in use on the
+# card, watts, °C.
 _GAUGES: dict[str, Callable[[Any, Any], float]] = {
     "utilisation_percent": lambda nvml, gpu: float(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu),
+    "jpeg_utilisation_percent": lambda nvml, gpu: float(nvml.nvmlDeviceGetJpgUtilization(gpu)[0]),
     "memory_used_gib": lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used / 2**30,
     "power_w": lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
     "temperature_c": lambda nvml, gpu: float(nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
@@ -39,6 +43,7 @@ class GpuMonitor:
     def __init__(self, uuid: str | None, interval_s: float = _INTERVAL_S, nvml: Any = pynvml) -> None:
         self._nvml, self._interval_s = nvml, interval_s
         self._gpu: Any = None
+        self._sms: SmUtilisation | None = None
         self._samples: dict[str, list[float]] = {}
         self._unknown: set[str] = set()
         self._lock, self._done = threading.Lock(), threading.Event()
@@ -52,7 +57,9 @@ class GpuMonitor:
     def read(self) -> dict[str, float]:
         """Means since the last read; {} without a GPU.
 
-        Of the memory it is the most, and `energy_j` is the joules since then, without those of `aside`.
+        Of the memory it is the most, and `energy_j` is the joules since then, without those of `aside`. Utilisation:
+        percent of time with a kernel running; `sm_…`, of the multiprocessors, on Hopper and later; `jpeg_…`, of the
+        JPEG decoding engines.
         """
         if self._gpu is None:
             return {}
@@ -62,6 +69,9 @@ class GpuMonitor:
             found = {name: round(mean(values), 2) for name, values in samples.items()}
             if "memory_used_gib" in samples:
                 found["memory_used_gib"] = round(max(samples["memory_used_gib"]), 2)
+        busy = self._sms.read() if self._sms is not None else None
+        if busy is not None:
+            found["sm_utilisation_percent"] = round(busy, 2)
         now_j, now = self._energy_j(), time.monotonic()
         if now_j is not None and self._energy_before_j is not None:
             found["energy_j"] = now_j - self._energy_before_j - self._aside_j
@@ -96,6 +106,7 @@ class GpuMonitor:
         except self._nvml.NVMLError as error:
             print(f"warning: NVML does not know {uuid} ({error}): no GPU figures", file=sys.stderr)
             return
+        self._sms = SmUtilisation(self._nvml, self._gpu)
         self.read()
 
     def _sample(self) -> None:
@@ -131,6 +142,8 @@ class GpuMonitor:
         if self._gpu is not None:
             self._done.set()
             self._thread.join()
+            if self._sms is not None:
+                self._sms.close()
             self._nvml.nvmlShutdown()
 
 

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+import torch
+
+from bench import grid
+from bench.grid import Backend
 from bench.options import find_device, positive, publish, require_positive, say, training_config
 from bench.report import picture, require_matplotlib, table
+from bench.roofline import roofline
 from bench.throughput import OWN, Plan, throughput
 from bench.throughput import PEERS as QUICK_PEERS
 from loader.resolve import usable_cores
 from shard.errors import FeedlineError
 from train.recipes import RECIPES
+
+_BACKENDS: tuple[Backend, ...] = ("auto", "dali", "torch")
+# Fills a GPU's record in minutes: model and transform of NVIDIA's ResNet-50 recipe, a batch that one GPU holds.
+_GPU_PRESET = {
+    "recipe": "resnet50_imagenet", "batch_size": 256, "backend": "dali", "device": "cuda", "repeats": 5,
+    "seconds": 4.0, "stages": "read,decode,loader,copy,synthetic,real",
+}  # fmt: skip
+_DEFAULTS = {"repeats": 5, "seconds": 3.0, "device": "auto"}
+T = TypeVar("T")
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,28 +40,36 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     add = command.add_argument
     add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add(
+        "--preset",
+        choices=("gpu",),
+        help="gpu: ResNet-50 at batch 256 by DALI on one GPU, in less than 6 minutes",
+    )
     add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")
     add("--split", help="split to read (default: the recipe's training split)")
     add("--model", help="any timm model (default: the recipe's, or resnet18)")
     add("--size", type=positive, help="side of the crops, pixels (default: the recipe's, or 224)")
     add("--batch-size", type=positive, help="images per step (default: the recipe's, or 64)")
-    add("--backend", choices=("auto", "dali", "torch"), help="measure this backend only (default: both)")
+    add("--backend", choices=_BACKENDS, help="measure this backend only (default: both)")
     add(
         "--device",
         choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto: a CUDA GPU where there is one",
+        help="auto: a CUDA GPU where there is one (the default)",
     )
     add("--threads", type=positive, help="decoding threads of every contestant (default: one per core)")
-    add("--stages", default=",".join(OWN), help=f"comma-separated, out of {', '.join(OWN)} (default: all)")
+    add("--stages", help=f"comma-separated, out of {', '.join(OWN)} (default: all that the device has)")
+    add("--resolutions", metavar="A,B", help="measure at each of these sizes; a record per cell, one table")
+    add("--batch-sizes", metavar="A,B", help="the same with batch sizes")
+    add("--backends", metavar="A,B", help=f"the same with backends, out of {', '.join(_BACKENDS)}")
+    add("--cold", action="store_true", help="evict the split from the page cache before every measurement")
     add("--peers", action="store_true", help=f"also measure {' and '.join(QUICK_PEERS)}")
-    add("--repeats", type=positive, default=5, help="interleaved repeats (default: 5)")
-    add("--seconds", type=float, default=3.0, help="per stage and repeat (default: 3)")
+    add("--repeats", type=positive, help="interleaved repeats (default: 5)")
+    add("--seconds", type=float, help="per stage and repeat (default: 3)")
     add(
         "--out",
         type=Path,
         default=Path("bench-throughput"),
-        help="folder for throughput.json and throughput.png",
+        help="folder for throughput.json, throughput.png and roofline.png (default: bench-throughput)",
     )
     add("--json", action="store_true", help="print the record instead of the table")
     command.set_defaults(run=_run)
@@ -53,17 +77,63 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run(options: argparse.Namespace) -> int:
     require_matplotlib()
+    _fill_in(options)
     device = find_device(options.device)
-    record = throughput(_plan(options), device, say)
+    plan = _plan(options, device)
+    axes = (
+        _numbers("--resolutions", options.resolutions),
+        _numbers("--batch-sizes", options.batch_sizes),
+        _list("--backends", options.backends, _backend),
+    )
+    if any(axes):
+        return _grid(options, plan, device, axes)
+    record = throughput(plan, device, say)
     publish(record, table(record), as_json=options.json, file=options.out / "throughput.json")
     picture(record, options.out / "throughput.png")
+    roofline(record, options.out / "roofline.png")
     return 0
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    stages = tuple(name.strip() for name in options.stages.split(",") if name.strip())
+def _grid(
+    options: argparse.Namespace,
+    plan: Plan,
+    device: torch.device,
+    axes: tuple[list[int], list[int], list[Backend]],
+) -> int:
+    records = {}
+    for name, cell in grid.cells(plan, *axes):
+        say(f"cell {name}")
+        records[name] = throughput(cell, device, say)
+        options.out.mkdir(parents=True, exist_ok=True)
+        roofline(records[name], options.out / f"roofline-{name}.png")
+    record = {"benchmark": "throughput-grid", "cells": records}
+    publish(record, grid.table(records), as_json=options.json, file=options.out / "throughput-grid.json")
+    return 0
+
+
+def _fill_in(options: argparse.Namespace) -> None:
+    """Give flags that are not given the preset's values, or the defaults."""
+    if options.preset == "gpu":
+        if not torch.cuda.is_available():
+            raise FeedlineError(
+                "--preset gpu needs a CUDA GPU, this machine has no usable one; leave --preset out"
+            )
+        values = _GPU_PRESET
+    else:
+        values = _DEFAULTS
+    for name, value in values.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+
+
+def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
+    gpu = device.type == "cuda"
+    chosen = options.stages if options.stages is not None else ",".join(s for s in OWN if gpu or s != "copy")
+    stages = tuple(name.strip() for name in chosen.split(",") if name.strip())
     if unknown := [name for name in stages if name not in OWN]:
         raise FeedlineError(f"--stages has {unknown[0]!r}; choose out of {', '.join(OWN)}")
+    if "copy" in stages and not gpu:
+        raise FeedlineError("--stages has 'copy', which is to a GPU, and the device is cpu; leave it out")
     require_positive(options.seconds)
     return Plan(
         config=training_config(options),
@@ -71,4 +141,28 @@ def _plan(options: argparse.Namespace) -> Plan:
         repeats=options.repeats,
         seconds=options.seconds,
         threads=options.threads or usable_cores(),
+        cold=options.cold,
     )
+
+
+def _numbers(flag: str, text: str | None) -> list[int]:
+    return _list(flag, text, positive)
+
+
+def _backend(text: str) -> Backend:
+    for name in _BACKENDS:
+        if text == name:
+            return name
+    raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(_BACKENDS)}")
+
+
+def _list(flag: str, text: str | None, convert: Callable[[str], T]) -> list[T]:
+    """Values of a comma-separated flag.
+
+    Raises:
+        FeedlineError: one of them is wrong.
+    """
+    try:
+        return [convert(word.strip()) for word in (text or "").split(",") if word.strip()]
+    except argparse.ArgumentTypeError as error:
+        raise FeedlineError(f"{flag} is {text!r}: {error}; separate values by commas") from error

@@ -1,12 +1,16 @@
 """The command as a user runs it, on a tiny dataset; what is measured, never how fast."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench.__main__ import main
+from bench.gpu import gpu_figures
+from bench.page_cache import advice
+from bench.stages import Copy
 from shard.dataset import Dataset
 
 QUICK = ["--repeats", "1", "--seconds", "0.05", "--batch-size", "8", "--size", "32"]
@@ -41,9 +45,27 @@ def test_throughput_end_to_end(dataset: Dataset, tmp_path: Path, capsys: pytest.
     for stage in record["stages"]:
         assert stage["images_per_s"][0] > 0
         assert stage["cpu_s_per_1000"][0] >= 0
+        assert stage["images_per_s_interval"]["low"] <= stage["images_per_s_interval"]["value"]
+        times = stage["step_ms_percentiles"]
+        assert 0 <= times["p50"] <= times["p95"] <= times["p99"]
+        assert times["steps"] >= 1
+        assert (stage["mb_per_s"][0] > 0) == (stage["name"] not in ("dali", "torchvision", "synthetic"))
+    ceilings = {stage["name"]: stage["ceiling"] for stage in record["stages"]}
+    assert ceilings.pop("real") in ("loader_torch", "synthetic")
+    assert ceilings == {
+        "read": None, "decode": "read", "loader_torch": "decode", "loader_dali": "decode", "dali": "decode",
+        "torchvision": "decode", "synthetic": None,
+    }  # fmt: skip
+    by_name = {stage["name"]: stage for stage in record["stages"]}
+    share = by_name["decode"]["share_of_ceiling"]["value"]
+    assert share == pytest.approx(
+        by_name["decode"]["images_per_s"][0] / by_name["read"]["images_per_s"][0], rel=0.05, abs=1e-3
+    )
     assert record["settings"]["page_cache"] == "hot"
     assert record["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert (tmp_path / "out" / "throughput.png").stat().st_size > 10_000
+    assert record["settings"]["page_cache_advice"].endswith("--cold evicts it before every measurement")
+    for name in ("throughput.png", "roofline.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 10_000
 
 
 def test_chosen_stages_only(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,6 +85,82 @@ def test_chosen_stages_only(dataset: Dataset, tmp_path: Path, capsys: pytest.Cap
     assert record["ratios"] == {}
 
 
+def test_cold_evicts_before_every_measurement(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evicted: list[tuple[int, int]] = []
+    advise = os.posix_fadvise
+
+    def note(descriptor: int, offset: int, length: int, what: int) -> None:
+        if what == os.POSIX_FADV_DONTNEED:
+            evicted.append((offset, length))
+        advise(descriptor, offset, length, what)
+
+    monkeypatch.setattr(os, "posix_fadvise", note)
+    words = [
+        "throughput",
+        "--data",
+        str(dataset.root),
+        "--out",
+        str(tmp_path),
+        "--stages",
+        "read,decode",
+        "--json",
+    ]
+    assert main([*words, *QUICK, "--cold"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert settings["page_cache"] == "cold: evicted before every measurement"
+    assert "only the first pass of a measurement is cold" in settings["page_cache_advice"]
+    # once per shard and stage, of one repeat; whole files
+    assert evicted == [(0, 0)] * (2 * len(dataset.split("train").shards))
+
+
+def test_data_greater_than_memory_needs_no_advice() -> None:
+    assert advice(32 * 10**9, 16 * 10**9, cold=True) is None
+    assert advice(32 * 10**9, 16 * 10**9, cold=False) is None
+
+
+def test_a_grid_has_a_record_per_cell_and_one_table(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "throughput",
+        "--data",
+        str(dataset.root),
+        "--out",
+        str(tmp_path),
+        "--stages",
+        "decode,loader",
+        *QUICK,
+    ]
+    assert main([*words, "--resolutions", "32,48", "--batch-sizes", "8", "--backends", "torch"]) == 0
+    cells = ["32px-batch8-torch", "48px-batch8-torch"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["decode", "loader", "feed", "ratio"]
+    assert [line.split()[0] for line in lines[2:]] == cells
+    record = json.loads((tmp_path / "throughput-grid.json").read_text())
+    assert list(record["cells"]) == cells
+    assert record["cells"]["48px-batch8-torch"]["settings"]["config"]["input"]["size"] == 48
+    assert record["cells"]["48px-batch8-torch"]["default_loader"] == "loader_torch"
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(
+        f"roofline-{cell}.png" for cell in cells
+    )
+
+
+@pytest.mark.gpu
+def test_the_copy_to_the_device() -> None:
+    stage = Copy(4, 32, torch.device("cuda", 0))
+    assert stage.step() == (4, 4 * 32 * 32 * 3)
+    stage.synchronize()
+
+
+@pytest.mark.gpu
+def test_the_gpu_tells_what_a_joule_gives(dataset: Dataset) -> None:
+    found = gpu_figures(Copy(4, 32, torch.device("cuda", 0)), torch.device("cuda", 0), 0.5)
+    assert found["images_per_joule"] > 0
+    assert found["memory_used_gib"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -72,12 +170,16 @@ def test_chosen_stages_only(dataset: Dataset, tmp_path: Path, capsys: pytest.Cap
         (["--split", "test"], "has no split 'test'; it has train, val"),
         (["--model", "resnet5000"], "arch is 'resnet5000'"),
         (["--device", "cuda"], "no usable CUDA GPU"),
+        (["--preset", "gpu"], "--preset gpu needs a CUDA GPU"),
+        (["--device", "cpu", "--stages", "copy"], "--stages has 'copy', which is to a GPU"),
+        (["--resolutions", "32,big"], "--resolutions is '32,big': 'big' is not a whole number"),
+        (["--backends", "tf"], "--backends is 'tf': 'tf' is none of auto, dali, torch"),
     ],
 )
 def test_mistakes_end_in_one_line(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    if "cuda" in arguments and torch.cuda.is_available():
+    if {"cuda", "gpu"} & set(arguments) and torch.cuda.is_available():
         arguments, message = ["--data", "/nowhere"], "is no dataset"
     given = ["throughput", "--data", str(dataset.root), "--out", str(tmp_path / "out"), *QUICK, *arguments]
     assert main(given) == 1

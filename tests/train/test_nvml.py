@@ -13,13 +13,15 @@ from train.nvml import GpuMonitor, gpu_uuid
 class FakeNvml:
     """Plays the driver: figures rise with every question; what is in `missing` is not supported."""
 
-    NVML_TEMPERATURE_GPU = 0
+    NVML_TEMPERATURE_GPU = NVML_SUCCESS = 0
+    NVML_GPM_METRICS_GET_VERSION, NVML_GPM_METRIC_SM_UTIL = 1, 2
 
     class NVMLError(Exception):
         pass
 
     def __init__(self, missing: tuple[str, ...] = (), here: bool = True) -> None:
         self.missing, self.here, self.open, self.busy, self.energy_mj = missing, here, 0, 0, 5_000
+        self.samples = self.looks = 0
 
     def nvmlInit(self) -> None:
         self.open += 1
@@ -36,6 +38,33 @@ class FakeNvml:
         self._require("utilisation")
         self.busy += 10
         return SimpleNamespace(gpu=self.busy)
+
+    def nvmlDeviceGetJpgUtilization(self, gpu: str) -> list[int]:
+        self._require("jpeg")
+        return [70, 100_000]
+
+    def nvmlGpmQueryDeviceSupport(self, gpu: str) -> Any:
+        self._require("gpm")
+        return SimpleNamespace(isSupportedDevice=1)
+
+    def nvmlGpmSampleAlloc(self) -> list[int]:
+        self.samples += 1
+        return [0]
+
+    def nvmlGpmSampleFree(self, sample: list[int]) -> None:
+        self.samples -= 1
+
+    def nvmlGpmSampleGet(self, gpu: str, sample: list[int]) -> None:
+        self.looks += 1
+        sample[0] = self.looks**2
+
+    def c_nvmlGpmMetricsGet_t(self) -> Any:
+        return SimpleNamespace(metrics=[SimpleNamespace()])
+
+    def nvmlGpmMetricsGet(self, question: Any) -> None:
+        (answer,) = question.metrics
+        assert (question.version, question.numMetrics, answer.metricId) == (1, 1, 2)
+        answer.nvmlReturn, answer.value = 0, question.sample2[0] - question.sample1[0]
 
     def nvmlDeviceGetMemoryInfo(self, gpu: str) -> Any:
         return SimpleNamespace(used=self.busy * 2**30)
@@ -64,7 +93,7 @@ def test_means_since_the_last_read_and_energy() -> None:
     found = monitor.read()  # a fourth sample; the first was when it was made
     assert found == {
         "utilisation_percent": 35.0, "memory_used_gib": 50.0, "power_w": 300.0, "temperature_c": 61.0,
-        "energy_j": 600.0,
+        "energy_j": 600.0, "jpeg_utilisation_percent": 70.0, "sm_utilisation_percent": 5.0,
     }  # fmt: skip
     assert monitor.read()["utilisation_percent"] == 60.0
 

@@ -1,0 +1,153 @@
+"""Command line of `python -m bench guard`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.environment import environment
+from bench.guard.baseline import Baseline, load, machine_class, save
+from bench.guard.report import table, verdict, verdict_record
+from bench.guard.session import Result, check, measure
+from bench.options import find_device, positive, publish, require_positive, say, training_config
+from shard.errors import FeedlineError
+from train.config import Config
+from train.recipes import RECIPES
+
+_DEFAULTS = {"model": "test_resnet", "size": 64, "batch_size": 16}
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `guard` to the command line."""
+    command = commands.add_parser(
+        "guard",
+        help="did the last change make a stage slower? For CI",
+        description="Measure every stage against the same work written by hand, compare the ratios with a committed "
+        "baseline, and exit with 1 where one is worse beyond the noise, naming stage, change and suspect.",
+    )
+    add = command.add_argument
+    add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add("--baseline", type=Path, default=Path("guard.json"), metavar="FILE", help="(default: guard.json)")
+    add("--class", dest="machine", metavar="NAME", help="class of machine (default: CPU, cores and GPU)")
+    add("--update", action="store_true", help="take the baseline of this class instead of comparing with it")
+    add("--runs", type=positive, default=5, help="runs that make a baseline (default: 5)")
+    add(
+        "--margin",
+        type=float,
+        default=0.08,
+        help="with --update: change that is no regression (default: 0.08)",
+    )
+    add("--measure", action="store_true", help="measure only, and print the record")
+    add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")
+    add("--split", help="split to read (default: the recipe's training split)")
+    add("--model", help=f"any timm model (default: the recipe's, or {_DEFAULTS['model']}, a tiny one)")
+    add("--size", type=positive, help=f"side of the crops (default: the recipe's, or {_DEFAULTS['size']})")
+    add("--batch-size", type=positive, help=f"(default: the recipe's, or {_DEFAULTS['batch_size']})")
+    add("--backend", choices=("auto", "dali", "torch"), help="of the loader (default: the recipe's, or auto)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: a CUDA GPU where there is one",
+    )
+    add("--seconds", type=float, default=30.0, help="longest time; as long again to confirm (default: 30)")
+    add("--out", type=Path, metavar="FILE", help="write the record there")
+    add("--json", action="store_true", help="print the record instead of the table")
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    require_positive(options.seconds)
+    if options.margin < 0:
+        raise FeedlineError(f"--margin is {options.margin}; it cannot be negative")
+    device = find_device(options.device)
+    where = environment(device)
+    name = options.machine or machine_class(where)
+    if options.update:
+        return _update(options, name, where)
+    if options.measure:
+        result = measure(_config(options), device, options.seconds, say)
+        publish(result.record, table(result.measured, []), as_json=options.json, file=options.out)
+        return 0
+    baseline = load(options.baseline, name)
+
+    def same(settings: dict[str, Any]) -> Baseline:
+        baseline.require_same(settings, options.baseline)
+        return baseline
+
+    result = check(_config(options), device, options.seconds, same, say)
+    return _tell(options, result, baseline)
+
+
+def _tell(options: argparse.Namespace, result: Result, baseline: Baseline) -> int:
+    record = result.record | {
+        "class": baseline.name,
+        "baseline": str(options.baseline),
+        "findings": verdict_record(result.findings),
+    }
+    text = f"{table(result.measured, result.changes)}\n\n{verdict(result.changes, result.findings, baseline)}"
+    publish(record, text, as_json=options.json, file=options.out)
+    return 1 if result.findings else 0
+
+
+def _config(options: argparse.Namespace) -> Config:
+    if not options.recipe:
+        for name, value in _DEFAULTS.items():
+            setattr(options, name, getattr(options, name) or value)
+    return training_config(options)
+
+
+def _update(options: argparse.Namespace, name: str, where: dict[str, Any]) -> int:
+    """Measure in processes of their own: where a process lies in memory is part of the noise."""
+    records = []
+    for number in range(options.runs):
+        say(f"run {number + 1} of {options.runs}")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "record.json")
+            command = [
+                sys.executable,
+                "-m",
+                "bench",
+                "guard",
+                "--measure",
+                "--out",
+                str(file),
+                *_flags(options),
+            ]
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+            if done.returncode:
+                raise FeedlineError(f"run {number + 1} failed with status {done.returncode}: see above")
+            records.append(json.loads(file.read_text()))
+    runs = [
+        {
+            stage: {signal: one["value"] for signal, one in found.items()}
+            for stage, found in record["ratios"].items()
+        }
+        for record in records
+    ]
+    baseline = Baseline(
+        name=name, margin=options.margin, settings=records[0]["settings"], runs=runs, environment=where
+    )
+    save(options.baseline, baseline)
+    for stage, signals in runs[0].items():
+        for signal in signals:
+            if band := baseline.band(stage, signal):
+                print(f"{stage:10} {signal:8} {band.value:.3f} ({band.low:.3f} – {band.high:.3f})")
+    print(f"baseline of class {name!r} written to {options.baseline}: commit it")
+    return 0
+
+
+def _flags(options: argparse.Namespace) -> list[str]:
+    names = ("data", "recipe", "split", "model", "size", "batch_size", "backend", "device", "seconds")
+    given = {name: getattr(options, name) for name in names}
+    return [
+        word
+        for name, value in given.items()
+        if value is not None
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]

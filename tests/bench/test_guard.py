@@ -1,0 +1,206 @@
+"""The guard as CI runs it, on a tiny dataset; what is compared, never how fast it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.__main__ import main
+from bench.guard import contest
+from bench.guard.baseline import Baseline, save
+from bench.guard.clock import Spent, run
+from bench.guard.pairs import Pair
+from loader.torch_backend import TorchBackend
+from shard.dataset import Dataset
+from tests.bench.slowed import STAGES, plant
+
+SMALL = ["--size", "32", "--batch-size", "8", "--seconds", "0.01", "--device", "cpu"]
+
+
+def _tasks(folder: Path, **queued: int) -> Path:
+    for thread, nanoseconds in queued.items():
+        (folder / thread).mkdir(parents=True, exist_ok=True)
+        (folder / thread / "schedstat").write_text(f"123 {nanoseconds} 4\n")
+    return folder
+
+
+def test_waiting_for_a_core_is_told_from_sleeping(tmp_path: Path) -> None:
+    tasks = _tasks(tmp_path, a=10**9, b=0)
+
+    def step() -> None:
+        time.sleep(0.02)
+        _tasks(tmp_path, a=10**9 + 5 * 10**6, b=0, c=3 * 10**6)  # c began meanwhile
+
+    spent = run(step, lambda: None, 0.001, tasks)
+    assert spent.queued_s == pytest.approx(0.008)
+    assert spent.serial_s == pytest.approx(spent.wall_s - 0.008)
+    assert spent.cpu_s < spent.wall_s
+
+
+def test_a_system_without_an_account_has_wall_time_alone(tmp_path: Path) -> None:
+    spent = run(lambda: time.sleep(0.001), lambda: None, 0.0, tmp_path / "none")
+    assert spent.queued_s == 0
+
+
+def test_how_many_threads_want_a_core_does_not_depend_on_how_many_they_get() -> None:
+    alone = Spent(wall_s=1.0, cpu_s=2.0, queued_s=0.0)
+    crowded = Spent(wall_s=4.0, cpu_s=2.0, queued_s=6.0)
+    assert alone.threads == crowded.threads == 2
+    assert alone.parallel_s == crowded.parallel_s == 1.0
+
+
+def test_ours_and_the_reference_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "SLICE_S", 0.0)
+    monkeypatch.setattr(contest, "LEAST_REPEATS", 2)
+    log: list[str] = []
+    pairs = [
+        Pair(
+            name=name, title=name, images=1, serial=serial,
+            ours=lambda name=name: log.append(name), reference=lambda name=name: log.append(name.upper()),
+        )
+        for name, serial in (("a", True), ("b", False))
+    ]  # fmt: skip
+    signals = contest.contest(pairs, lambda: None, contest.Patience(seconds=0))
+    assert "".join(log) == "aAbB" + "aAAaAaaAaAAa" + "bBBb" + "BbbB" + "AaaAaAAaAaaA"
+    assert {stage: {name: len(v) for name, v in found.items()} for stage, found in signals.items()} == {
+        "a": {"cpu": 6, "time": 6},
+        "b": {"cpu": 2, "time": 2, "threads": 2},
+    }
+
+
+def test_guard_end_to_end(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contest, "SLICE_S", 0.0)
+    monkeypatch.setattr(contest, "SERIAL_TURNS", 1)
+    threads = torch.get_num_threads()
+    words = ["guard", "--data", str(dataset.root), *SMALL]
+    monkeypatch.setattr(contest, "LEAST_REPEATS", 1)
+    assert main([*words, "--measure", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert list(record["ratios"]) == ["read", "decode", "transform", "loader", "step", "real"]
+    assert set(record["ratios"]["loader"]) == {"cpu", "time", "threads"}
+
+    def took(factor: float) -> list[str]:
+        """A baseline `factor` times what was measured; as this machine may do anything, with a wide margin."""
+        run = {
+            stage: {name: one["value"] * factor for name, one in found.items() if name != "threads"}
+            for stage, found in record["ratios"].items()
+        }
+        where = Baseline(name="test", margin=20.0, settings=record["settings"], runs=[run], environment={})
+        save(tmp_path / "guard.json", where)
+        return ["--baseline", str(tmp_path / "guard.json"), "--class", "test"]
+
+    assert main([*words, *took(1.0)]) == 0
+    assert "no regression" in capsys.readouterr().out
+    monkeypatch.setattr("bench.guard.compare.CONFIDENCE", 0.0)  # of the one repeat
+    assert main([*words, *took(1e-6), "--out", str(tmp_path / "record.json")]) == 1
+    out = capsys.readouterr().out
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("REGRESSION")] == [
+        "REGRESSION in read", "REGRESSION in decode", "REGRESSION in step",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "record.json").read_text())["findings"][0]["followers"] == [
+        "loader",
+        "real",
+    ]
+    assert torch.get_num_threads() == threads
+
+
+def test_update_takes_several_runs(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    really = subprocess.run
+
+    def fake(command: list[str], **kwargs: Any) -> Any:
+        if "--measure" not in command:  # git
+            return really(command, **kwargs)
+        commands.append(command)
+        record = {
+            "settings": {"model": "m"},
+            "ratios": {"read": {"cpu": {"value": 1.0 + len(commands) / 100}}},
+        }
+        Path(command[command.index("--out") + 1]).write_text(json.dumps(record))
+        return subprocess.CompletedProcess(command, 0)
+
+    file = tmp_path / "guard.json"
+    words = [
+        "guard",
+        "--data",
+        str(dataset.root),
+        *SMALL,
+        "--baseline",
+        str(file),
+        "--class",
+        "any",
+        "--update",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.commands.guard.subprocess.run", fake)
+        assert main([*words, "--runs", "3", "--margin", "0.5"]) == 0
+    assert all(command[command.index("--size") + 1] == "32" for command in commands)
+    assert "read       cpu      1.020 (0.990 – 1.050)" in capsys.readouterr().out
+    found = json.loads(file.read_text())["classes"]["any"]
+    assert (found["margin"], len(found["runs"])) == (0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is no baseline guard.json; take one on this machine with --update"),
+        (["--seconds", "0"], "--seconds is 0.0; it must be positive"),
+        (["--margin", "-1"], "--margin is -1.0; it cannot be negative"),
+        (["--measure", "--batch-size", "32"], "has 63 samples, the guard needs 4 batches of 32"),
+        (["--measure", "--split", "test"], "has no split 'test'"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    dataset: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["guard", "--data", str(dataset.root), *SMALL, *arguments]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_is_planted_does_what_it_says(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loader import Loader, RandomResizedCrop
+
+    made: list[int] = []
+    start = TorchBackend.__init__
+
+    def count(self: TorchBackend, device: torch.device, threads: int, *rest: Any) -> None:
+        made.append(threads)
+        start(self, device, threads, *rest)
+
+    slept: list[float] = []
+    resized = []
+    original = torch.nn.functional.interpolate
+    monkeypatch.setattr(TorchBackend, "__init__", count)
+    monkeypatch.setattr("tests.bench.slowed.time.sleep", slept.append)
+    monkeypatch.setattr(
+        torch.nn.functional, "interpolate", lambda *a, **k: resized.append(1) or original(*a, **k)
+    )
+    for kind in STAGES:
+        plant(kind, monkeypatch.setattr)
+    with Loader(
+        dataset, "train", RandomResizedCrop(size=32), batch_size=8, threads=4, backend="torch"
+    ) as one:
+        next(iter(one))
+        prefetched = len(slept)
+    assert made == [2]
+    assert prefetched >= 8
+    assert len(resized) >= 2 * 8 - 2  # of two equal calls each
+    assert len(resized) % 2 == 0
+    with pytest.raises(SystemExit, match="no planted slow-down 'nothing'"):
+        plant("nothing")
