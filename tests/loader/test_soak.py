@@ -110,13 +110,14 @@ UNCLOSED = """
 import sys, time
 import loader.reader
 from loader import Loader, RandomResizedCrop
+from shard.dataset import Dataset
 
 data, backend, how = sys.argv[1:]
-unlike, calls = loader.reader._unlike, []
+unlike = loader.reader._unlike
+later = set(Dataset.open(data).split("train").crc32[12:].tolist())  # from the fourth batch on
 
 def hanging(encoded, expected):
-    calls.append(len(encoded))
-    if len(calls) > 12:
+    if int(expected) in later:
         time.sleep(3600)
     return unlike(encoded, expected)
 
