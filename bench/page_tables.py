@@ -63,7 +63,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar; width and whisker in percent of the chart's width. Clipped: it is longer than the chart."""
+    """A bar; width, whisker and the label's room in percent of the chart's width. Clipped: longer than the chart."""
 
     label: str
     text: str
@@ -72,6 +72,7 @@ class Bar:
     low: float | None
     high: float | None
     clipped: bool
+    room: int = 76
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,9 @@ def charts(table: Table) -> list[Chart]:
         return []
     numeric = [i for i, one in enumerate(table.columns) if one.numeric and i]
     chosen = [i for i in numeric if table.columns[i].key in _CHARTED]
-    if not table.columns[0].numeric:  # else rows are numbered by something, and columns are anything
+    names = [row[0].text for row in table.rows]
+    # Else rows are numbered by something, or of a kind, and columns are anything.
+    if not table.columns[0].numeric and len(set(names)) == len(names):
         chosen = chosen or [i for i in numeric if any(row[i].spread for row in table.rows)][:1]
         chosen = chosen or [i for i in numeric if len({row[i].number for row in table.rows}) > 1][:1]
     made = [_chart(table, i) for i in chosen[:_MOST_CHARTS]]
@@ -208,11 +211,25 @@ def _chart(table: Table, i: int) -> Chart:
     top = _top(sorted(row[i].number or 0.0 for row in rows))
     reach = max([max(row[i].values) for row in rows if (row[i].number or 0.0) <= top], default=top)
     limit = max(top, min(reach, 2 * top)) or 1.0
-    first = f"{table.columns[0].label} " if table.columns[0].numeric else ""
-    bars = [_bar(first + row[0].text, row[i], table.columns[i].label, limit) for row in rows]
+    bars = [
+        _bar(name, row[i], table.columns[i].label, limit)
+        for name, row in zip(_names(table, rows, i), rows, strict=True)
+    ]
     note = "» longer than the chart" if any(bar.clipped for bar in bars) else ""
     pairs = table.columns[i].key == "value"
     return Chart(table.caption if pairs else f"{table.caption}: {table.columns[i].label}", bars, note)
+
+
+def _names(table: Table, rows: list[list[Cell]], charted: int) -> list[str]:
+    """What rows are called: by their first column, and by a number that tells apart those of one name."""
+    first = f"{table.columns[0].label} " if table.columns[0].numeric else ""
+    names = [first + row[0].text for row in rows]
+    if len(set(names)) == len(names):
+        return names
+    for i, one in enumerate(table.columns):
+        if i not in (0, charted) and one.numeric and len({row[i].number for row in rows}) == len(rows):
+            return [f"{name}, {one.label} {row[i].text}" for name, row in zip(names, rows, strict=True)]
+    return names
 
 
 def _top(ordered: list[float]) -> float:

@@ -194,6 +194,10 @@ def test_rows_that_are_numbered_are_charted_by_their_number() -> None:
     ]
     (chart,) = charts(table)
     assert [bar.label for bar in chart.bars] == ["accelerators 1", "accelerators 2"]
+    measured = [{"kind": "measured", "count": n, "images_per_s": [5.0 * n, 6.0 * n]} for n in (1, 2)]
+    (chart,) = charts(tables({"points": measured})[0])
+    assert [bar.label for bar in chart.bars] == ["measured, count 1", "measured, count 2"]
+    assert not charts(tables({"points": [{"kind": "assumed", "count": n} for n in (4, 8)]})[0])
     assert not charts(tables({"repeats": [{"x_s": 1.0, "y_s": 2.0}, {"x_s": 2.0, "y_s": 3.0}]})[0])
 
 
