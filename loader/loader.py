@@ -105,7 +105,7 @@ class Loader(Position):
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name != "self"}
         check_numbers(arguments)
-        super().__init__()
+        Position.__init__(self)  # `super` would put a name of its own among the arguments above
         self.dataset = data if isinstance(data, Dataset) else Dataset.open(data)
         self._arguments = arguments | {"data": self.dataset.root}
         self.split = self.dataset.split(split)

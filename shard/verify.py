@@ -207,7 +207,7 @@ def _rows(one: ShardCheck) -> list[Row]:
     """Rows of a shard: the index has a row group for each."""
     path = one.folder / INDEX
     try:
-        with pa.memory_map(str(path)) as handle, pq.ParquetFile(handle) as file:
+        with path.open("rb") as handle, pq.ParquetFile(handle) as file:
             # No threads of Arrow's: they may end the process (std::terminate) while the interpreter leaves.
             table = file.read_row_group(one.number, use_threads=False)
         if any(number != one.number for number in table["shard"].to_pylist()):
