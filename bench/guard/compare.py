@@ -24,7 +24,7 @@ class Change:
 
     Attributes:
         stage: of the pair.
-        signal: "cpu", "time" or "threads".
+        signal: "cpu", "time", "wait" or "threads".
         now: measured.
         band: the baseline's.
         regressed: whether it is worse beyond the noise and the margin.

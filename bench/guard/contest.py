@@ -23,12 +23,12 @@ class Patience:
     """When to stop.
 
     Attributes:
-        seconds: longest time; the repeat that runs is finished.
-        decided: whether these figures are enough.
+        seconds: longest time; on a machine so busy that the least repeats alone take it, as long again.
+        decided: whether the figures of a stage are enough; the others go on without it.
     """
 
     seconds: float
-    decided: Callable[[Measured], bool] = lambda found: False
+    decided: Callable[[str, dict[str, Interval]], bool] = lambda stage, found: False
 
 
 def contest(
@@ -39,23 +39,28 @@ def contest(
 ) -> Signals:
     """Measure every pair once per repeat, in rotating order: ours, reference, reference, ours; the next one mirrored.
 
-    Signals, all ours ÷ reference: `cpu`, CPU time; `time`, wall time without the waiting for cores; and where threads
-    work side by side, `threads`, how many of them wanted a core.
+    Signals, all ours ÷ reference: `cpu`, CPU time; `time`, wall time without the waiting for cores; where threads work
+    one after the other `wait`, that time ÷ CPU time, which is steadier than either; and where they work side by side
+    `threads`, how many of them wanted a core.
     """
     signals: Signals = {pair.name: {} for pair in pairs}
     for pair in pairs:
         for side in (pair.ours, pair.reference):
             run(side, synchronize, SLICE_S)
-    began, repeat = time.perf_counter(), 0
-    while repeat < LEAST_REPEATS or (
-        time.perf_counter() - began < patience.seconds and not patience.decided(summarise(signals))
-    ):
-        for i in range(len(pairs)):
-            pair = pairs[(i + repeat) % len(pairs)]
+    began, repeat, deadline = time.perf_counter(), 0, 0.0
+    active = list(pairs)
+    while repeat < LEAST_REPEATS or (active and time.perf_counter() < deadline):
+        for i in range(len(active)):
+            pair = active[(i + repeat) % len(active)]
             for turn in range(SERIAL_TURNS if pair.serial else 1):
                 for name, value in _turn(pair, synchronize, ours_first=(repeat + turn) % 2 == 0).items():
                     signals[pair.name].setdefault(name, []).append(value)
         repeat += 1
+        if repeat == LEAST_REPEATS:
+            deadline = max(began + patience.seconds, 2 * time.perf_counter() - began)
+        if repeat >= LEAST_REPEATS:
+            found = summarise(signals)
+            active = [pair for pair in active if not patience.decided(pair.name, found[pair.name])]
     say(f"{repeat} repeats in {time.perf_counter() - began:.0f} s")
     return signals
 
@@ -88,7 +93,8 @@ def _ratios(pair: Pair, ours: tuple[Spent, Spent], reference: tuple[Spent, Spent
 
     cpu = ratio(lambda spent: spent.cpu_s)
     if pair.serial:
-        return {"cpu": cpu, "time": ratio(lambda spent: spent.serial_s)}
+        total = ratio(lambda spent: spent.serial_s)
+        return {"cpu": cpu, "time": total, "wait": total / cpu}
     return {
         "cpu": cpu,
         "time": ratio(lambda spent: spent.parallel_s),

@@ -9,17 +9,22 @@ from bench.guard.baseline import Baseline
 from bench.guard.compare import Change, Finding
 from bench.guard.contest import Measured
 
-_SIGNALS = {"cpu": "CPU time per image", "time": "time per image", "threads": "threads at work"}
+_SIGNALS = {
+    "cpu": "CPU time per image",
+    "time": "time per image",
+    "threads": "threads at work",
+    "wait": "waiting",
+}
 
 
 def table(measured: Measured, changes: Sequence[Change]) -> str:
     """One line per ratio."""
     by_name = {(change.stage, change.signal): change for change in changes}
-    head = f"{'ours ÷ reference':28}{'median':>9}{'99 % interval':>18}"
+    head = f"{'ours ÷ reference':30}{'median':>9}{'99 % interval':>18}"
     lines = [head + (f"{'baseline':>20}{'change':>10}" if changes else "")]
     for stage, signals in measured.items():
         for signal, one in signals.items():
-            line = f"{stage + ', ' + _SIGNALS[signal]:28}{one.value:9.3f}{one.low:10.3f} – {one.high:.3f}"
+            line = f"{stage + ', ' + _SIGNALS[signal]:30}{one.value:9.3f}{one.low:10.3f} – {one.high:.3f}"
             if change := by_name.get((stage, signal)):
                 mark = "  <<" if change.regressed else "" if change.decided else "  ?"
                 line += f"{change.band.low:12.3f} – {change.band.high:.3f}{change.percent[0]:+8.1f} %{mark}"

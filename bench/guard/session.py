@@ -15,8 +15,10 @@ from bench.guard.clock import tells_queueing
 from bench.guard.compare import Change, Finding, compare, findings
 from bench.guard.contest import Measured, Patience, contest, summarise
 from bench.guard.pairs import Pair, Workshop
+from bench.intervals import Interval
 from train.config import Config
 
+_PRECISE = 0.015  # half width of an interval, relative, with which a baseline is content
 Say = Callable[[str], None]
 
 
@@ -56,7 +58,8 @@ def settings(workshop: Workshop, config: Config) -> dict[str, Any]:
 def measure(config: Config, device: torch.device, seconds: float, say: Say) -> Result:
     """Measure, and compare with nothing."""
     with _workshop(config, device) as workshop:
-        measured = summarise(contest(workshop.make(), workshop.synchronize, Patience(seconds=seconds), say))
+        patience = Patience(seconds=seconds, decided=_precise)
+        measured = summarise(contest(workshop.make(), workshop.synchronize, patience, say))
         return Result(measured, [], [], _record(workshop, config, measured))
 
 
@@ -80,19 +83,23 @@ def check(
         known = baseline(settings(workshop, config))
         pairs = workshop.make()
 
-        def decided(found: Measured) -> bool:
-            return all(change.decided for change in compare(found, known))
+        def look(some: list[Pair], enough: Callable[[list[Change]], bool]) -> Measured:
+            def decided(stage: str, found: dict[str, Interval]) -> bool:
+                return enough(compare({stage: found}, known))
 
-        def look(some: list[Pair]) -> Measured:
             patience = Patience(seconds=seconds, decided=decided)
             return summarise(contest(some, workshop.synchronize, patience, say))
 
-        measured = look(pairs)
+        measured = look(pairs, lambda found: any(c.regressed for c in found) or all(c.decided for c in found))
         changes = compare(measured, known)
-        if suspects := sorted({change.stage for change in changes if change.regressed}):
-            say(f"measuring again: {', '.join(suspects)}")
-            again = compare(look([pair for pair in pairs if pair.name in suspects]), known)
-            changes = confirmed(changes, again)
+        if suspects := {(change.stage, change.signal) for change in changes if change.regressed}:
+            stages = {stage for stage, _ in suspects}
+            say(f"measuring again: {', '.join(sorted(stages))}")
+            again = look(
+                [pair for pair in pairs if pair.name in stages],
+                lambda found: all(c.decided for c in found if (c.stage, c.signal) in suspects),
+            )
+            changes = confirmed(changes, compare(again, known))
         found = findings(changes, {pair.name: pair.upstream for pair in pairs})
         return Result(measured, changes, found, _record(workshop, config, measured))
 
@@ -104,6 +111,10 @@ def confirmed(first: list[Change], again: list[Change]) -> list[Change]:
         change if not change.regressed or (change.stage, change.signal) in both else change.acquitted()
         for change in first
     ]
+
+
+def _precise(stage: str, found: dict[str, Interval]) -> bool:
+    return all(one.high - one.low <= 2 * _PRECISE * one.value for one in found.values())
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from bench.guard import contest
 from bench.guard.baseline import Baseline, save
 from bench.guard.clock import Spent, run
 from bench.guard.pairs import Pair
+from bench.intervals import Interval
 from loader.torch_backend import TorchBackend
 from shard.dataset import Dataset
 from tests.bench.slowed import STAGES, plant
@@ -66,12 +67,31 @@ def test_ours_and_the_reference_take_turns(monkeypatch: pytest.MonkeyPatch) -> N
         )
         for name, serial in (("a", True), ("b", False))
     ]  # fmt: skip
-    signals = contest.contest(pairs, lambda: None, contest.Patience(seconds=0))
+    signals = contest.contest(
+        pairs, lambda: None, contest.Patience(seconds=0, decided=lambda stage, found: True)
+    )
     assert "".join(log) == "aAbB" + "aAAaAaaAaAAa" + "bBBb" + "BbbB" + "AaaAaAAaAaaA"
     assert {stage: {name: len(v) for name, v in found.items()} for stage, found in signals.items()} == {
-        "a": {"cpu": 6, "time": 6},
+        "a": {"cpu": 6, "time": 6, "wait": 6},
         "b": {"cpu": 2, "time": 2, "threads": 2},
     }
+
+
+def test_time_goes_where_it_is_not_decided_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "SLICE_S", 0.0)
+    monkeypatch.setattr(contest, "LEAST_REPEATS", 2)
+
+    def pair(name: str) -> Pair:
+        return Pair(name=name, title=name, images=1, serial=False, ours=lambda: None, reference=lambda: None)
+
+    def decided(stage: str, found: dict[str, Interval]) -> bool:
+        looks[stage] = looks.get(stage, 0) + 1
+        return stage == "a" or looks[stage] == 4
+
+    looks: dict[str, int] = {}
+    patience = contest.Patience(seconds=60, decided=decided)
+    signals = contest.contest([pair("a"), pair("b")], lambda: None, patience)
+    assert {stage: len(found["cpu"]) for stage, found in signals.items()} == {"a": 2, "b": 5}
 
 
 def test_guard_end_to_end(
