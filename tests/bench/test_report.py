@@ -105,7 +105,9 @@ def test_the_gpu_is_described_by_what_it_tells() -> None:
 
 
 def test_old_records_can_be_read() -> None:
-    records = [json.loads(path.read_text()) for path in Path(__file__).parents[2].glob("bench/records/*.json")]
+    records = [
+        json.loads(path.read_text()) for path in Path(__file__).parents[2].glob("bench/records/*.json")
+    ]
     for record in [record for record in records if record["benchmark"] == "throughput"]:
         assert "loader (torch)" in table(record)
 
