@@ -21,7 +21,7 @@ def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
     Returns:
         feedline (version), arch, classes (list), class_names (list of readable ones), transform (object: resize, crop,
         interpolation), mean, std (lists, for pixels in 0 … 1), own_arch (whether train.models has it and not
-        timm), model_args (text as in --model-args), blurpool,
+        timm), model_args (text as in --model-args), blurpool, head (linear or mlp), head_hidden,
         activation (what turns logits into probabilities), input, output, run, checkpoint, epoch,
         averaged, top1 (percent or null), flip_tta (whether the run's top1 is the mean over mirror images).
     """
@@ -39,6 +39,8 @@ def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
         "own_arch": json.dumps(config.model.arch in OWN),
         "model_args": config.model.model_args,
         "blurpool": json.dumps(config.model.blurpool),
+        "head": config.model.head,
+        "head_hidden": json.dumps(config.model.head_hidden),
         "classes": json.dumps(trained.classes),
         "class_names": json.dumps(readable_names(trained, dataset)),
         "transform": json.dumps(transform),
