@@ -19,7 +19,7 @@ demo: $(VENV)/.installed-demo
 	@echo "The trained model, its metrics and config: $(DEMO)/run"
 	@echo "The throughput table and picture:          $(DEMO)/bench"
 
-test: lint types contracts unit
+test: lint types contracts unit guard
 
 # Seconds on any machine: ratios to the same work by hand, against a baseline with a wide margin (docs/benchmarks.md).
 guard: $(VENV)/.installed-dev

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shard.errors import FeedlineError
+from shard.image import Policy
 from shard.storage import location, storage_errors
 
 FORMAT = "feedline"
@@ -120,6 +121,15 @@ class Dataset:
                 "build the dataset again or use a matching version of feedline"
             )
         return cls(folder, tuple(manifest["classes"]), manifest["fingerprint"], manifest)
+
+    @property
+    def images(self) -> Policy:
+        """How its images were judged, turned and reduced when it was built.
+
+        Nothing was done to those of foreign shards (`python -m shard index`): the default, as they are stored.
+        """
+        found = self.manifest.get("settings", {}).get("images", {})
+        return Policy(**{**found, "keep": tuple(found.get("keep", ()))})
 
     @property
     def split_names(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from shard.jpeg import Layout, MarkerError, find_end, parse, without
 
 # Pillow's own limit for a decompression bomb, here for every way to decode.
 MAX_PIXELS = 178_956_970
+_MAX_SIDE = 65_500  # libjpeg's limit, of what it writes and reads
 # A progressive file of a few kilobytes can hold thousands of scans that each take a full pass to decode.
 _MAX_SCANS = 200
 KEEPABLE = ("progressive", "arithmetic", "trailing", "warning")
@@ -25,6 +26,9 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000
 # What libjpeg warns of when pixels are missing or wrong: nothing can bring them back.
 _LOST = ("premature end", "bad huffman", "bad arithmetic", "found marker", "progression", "bogus")
 _CLOSING = b"\xff\xd9"
+
+
+Exif = Literal["strip", "apply", "keep"]
 
 
 class BadImageError(Exception):
@@ -52,7 +56,7 @@ class Policy:
 
     check: Literal["decode", "header"] = "decode"
     on_bad: Literal["repair", "skip", "fail"] = "repair"
-    exif: Literal["strip", "apply", "keep"] = "strip"
+    exif: Exif = "strip"
     keep: tuple[str, ...] = ()
     max_side: int | None = None
     short_side: int | None = None
@@ -207,12 +211,16 @@ def _convert(data: bytes, policy: Policy, kind: str = "", why: str = "") -> Chec
     image = _load(data)
     changes = {kind: why or f"{image.format}, mode {image.mode}, {kind}, to baseline JPEG"} if kind else {}
     picture: Image.Image = image
-    if policy.exif == "apply" and (turned := _upright(image)) is not None:
-        changes["exif"] = "orientation applied"
-        picture = turned
+    if (orientation := _orientation(image)) != 1:
+        changes["exif"] = f"orientation {orientation} removed"
+        if policy.exif == "apply":
+            changes["exif"] = "orientation applied"
+            picture = ImageOps.exif_transpose(image)
     if reduced := _reduced(picture.width, picture.height, policy):
         changes["size"] = f"{picture.width} x {picture.height} reduced to {reduced[0]} x {reduced[1]}"
         picture = _eight_bits(picture).resize(reduced, Image.Resampling.LANCZOS)
+    if max(picture.size) > _MAX_SIDE:
+        raise BadImageError(f"{picture.width} x {picture.height} pixels, more than {_MAX_SIDE} on a side")
     buffer = io.BytesIO()
     if picture is image and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
         image.format = "JPEG"  # of an MPO the first picture; "keep" wants to hear it
@@ -275,11 +283,10 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _upright(image: Image.Image) -> Image.Image | None:
-    """Turn an image as its camera noted, None if it noted nothing or nothing that can be read."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
-        return None
-    return ImageOps.exif_transpose(image)
+def _orientation(image: Image.Image) -> int:
+    """What the camera noted, 1 (upright) to 8; 1 where it noted nothing, or nothing that can be read."""
+    noted = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(noted) if noted in range(2, 9) else 1
 
 
 def _reduced(width: int, height: int, policy: Policy) -> tuple[int, int] | None:

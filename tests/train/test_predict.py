@@ -6,9 +6,10 @@ import csv
 import io
 import json
 import os
+import re
 import struct
 import zlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from loader import Loader, ResizeCenterCrop
 from shard.dataset import Dataset, read_sources
 from shard.image import Checked, Policy
 from tests.train.judged import SIDE, lively_run
+from tests.train.outside import pixels_of
+from train import checkpoint
 from train.__main__ import main
 from train.commands.predict import main as predict_command
 from train.inference import Network
@@ -58,7 +61,7 @@ def test_pixels_are_those_of_the_evaluation(trained: Trained, images: Path, data
         batch = next(iter(loader))
     sources = read_sources(dataset.split("val").root).to_pylist()
     names = [str(images / sources[i]) for i in batch.ids.tolist()]
-    loaded = [load_image(name) for name in names]
+    loaded = [load_image(name, trained.images) for name in names]
     good = [one for one in loaded if isinstance(one, Checked)]
     network = Watching(trained, torch.device("cpu"))
     with predictor(trained, 21, network) as predict:
@@ -169,16 +172,17 @@ def test_hostile_images_are_named_and_the_others_predicted(
     assert said.err.splitlines()[-1] == "7 could not be predicted"
 
 
-def test_too_narrow_to_be_resized(trained: Trained) -> None:
+def test_what_is_too_narrow_to_be_resized_whole_is_predicted(trained: Trained) -> None:
     """Its shorter side to 256 pixels would make the other one 16 million."""
-    thin = encode(np.zeros((1, 65_000, 3), np.uint8), "JPEG")
+    thin = encode(np.full((1, 65_000, 3), 90, np.uint8), "JPEG")
     plain = encode(np.zeros((30, 30, 3), np.uint8), "JPEG")
     wide = replace(trained.config.input, eval_size=224, eval_resize=256)
     trained = replace(trained, config=replace(trained.config, input=wide))
-    with predictor(trained, 2) as predict:
-        first, second = predict(["thin", "plain"], [Checked(thin, 65_000, 1), Checked(plain, 30, 30)])
-    assert first == Bad("thin", "65000 x 1 pixels: too narrow to be resized")
-    assert not isinstance(second, Bad)
+    network = Watching(trained, torch.device("cpu"))
+    with predictor(trained, 2, network) as predict:
+        found = predict(["thin", "plain"], [Checked(thin, 65_000, 1), Checked(plain, 30, 30)])
+    assert not [one for one in found if isinstance(one, Bad)]
+    assert (network.seen[0] == 90).all()
 
 
 def test_more_images_than_a_batch_in_order(
@@ -237,17 +241,59 @@ def test_a_list_on_stdin(run: Path, dataset_dir: Path, monkeypatch: pytest.Monke
     assert said.err.startswith("/caf\ufffd.jpg: No such file")
 
 
-def test_photos_are_turned_on_demand(tmp_path: Path) -> None:
+@pytest.fixture
+def sideways(tmp_path: Path) -> Path:
+    """A photo of 40 × 20 pixels, white on its left, which is to be turned: what is on the left goes to the top."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "p.jpg", exif=exif)
-    stored, turned = (
-        load_image(str(tmp_path / "p.jpg"), Policy(exif=how))
-        for how in ("strip", "apply")  # type: ignore[arg-type]
-    )
-    assert isinstance(stored, Checked)
-    assert isinstance(turned, Checked)
-    assert (stored.width, stored.height) == (30, 20) == (turned.height, turned.width)
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :20] = 255
+    Image.fromarray(pixels).save(tmp_path / "p.jpg", quality=100, exif=exif)
+    return tmp_path / "p.jpg"
+
+
+@pytest.mark.parametrize(
+    ("built", "upright"),
+    [
+        (Policy(exif="apply"), True),
+        (Policy(exif="strip"), False),
+        (Policy(exif="keep"), False),
+        (None, False),
+    ],
+)
+def test_images_are_treated_as_those_of_the_dataset(
+    built: Policy | None, upright: bool, run: Path, sideways: Path, tmp_path: Path
+) -> None:
+    content = checkpoint.load(run / "checkpoints" / "best.pt")
+    content.pop("format")
+    if built is not None:
+        content["images"] = asdict(replace(built, short_side=10, quality=100))
+    checkpoint.save(tmp_path / "other.pt", content)
+    trained = load_trained(run, str(tmp_path / "other.pt"))
+    (pixels,) = pixels_of(trained, sideways).float()  # the middle of the longer side
+    if upright:
+        assert pixels[:8].mean() > 230
+        assert pixels[-8:].mean() < 25
+    else:
+        assert pixels[:, :8].mean() > 230
+        assert pixels[:, -8:].mean() < 25
+    image = load_image(str(sideways), trained.images)
+    assert isinstance(image, Checked)
+    assert min(image.width, image.height) == (20 if built is None else 10)
+
+
+def test_what_is_not_turned_is_told_once(
+    run: Path, sideways: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.open(sideways).save(sideways.with_name("q.webp"), exif=Image.open(sideways).getexif())
+    flags = ["predict", str(run), str(sideways.parent), "--device", "cpu"]
+    for more, said in (
+        ([], rf"note: not turned upright .*: 2 images \({sideways} …\); --exif apply turns them\n"),
+        (["--exif", "strip"], ""),
+        (["--exif", "apply"], ""),
+    ):
+        assert main([*flags, *more]) == 0
+        assert re.fullmatch(said, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

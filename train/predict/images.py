@@ -11,8 +11,20 @@ from dataclasses import dataclass
 from shard.image import BadImageError, Checked, Policy, check
 from shard.sources.folders import IMAGE_SUFFIXES
 
-AS_BUILT = Policy()  # as `python -m shard build` judges images where no flag says otherwise
 MAX_BYTES = 1 << 29  # a file of more is no photo; it would be read into memory whole
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An image whose bytes are at hand.
+
+    Attributes:
+        name: what it is called in results.
+        data: encoded, of any format that `python -m shard build` takes.
+    """
+
+    name: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,30 +88,49 @@ def _below(folder: str) -> Iterator[str | Bad]:
         yield Bad(folder, "no image files in this folder")
 
 
-def load_image(name: str, policy: Policy = AS_BUILT) -> Checked | Bad:
+def load_image(image: str | Given, policy: Policy) -> Checked | Bad:
     """Read and check an image as `python -m shard build` does: what becomes of it there is predicted.
 
-    A plain JPEG keeps its bytes; any other image becomes a JPEG of quality 95.
+    A plain JPEG keeps its bytes; any other image becomes a JPEG of quality 95, unless the policy says otherwise.
 
     Args:
-        name: of the file.
-        policy: how datasets are built.
+        image: name of a file, or an image that has been read.
+        policy: of the run; see `Trained.images`.
     """
+    if isinstance(image, Given):
+        name, data = image.name, image.data
+    else:
+        name, found = image, _read(image)
+        if isinstance(found, Bad):
+            return found
+        data = found
+    if len(data) > MAX_BYTES:
+        return Bad(name, _too_large(len(data)))
     try:
-        return check(_read(name), policy)
+        return check(data, policy)
     except BadImageError as error:
         return Bad(name, str(error))
+
+
+def is_sideways(image: Checked, policy: Policy) -> bool:
+    """Whether its camera noted that it is to be turned, and the policy did not follow."""
+    return policy.exif == "strip" and "exif" in image.changes
+
+
+def _read(name: str) -> bytes | Bad:
+    try:
+        # Not to wait for somebody to write into a named pipe.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+        with os.fdopen(os.open(name, flags), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                return Bad(name, "not a regular file")
+            if about.st_size > MAX_BYTES:
+                return Bad(name, _too_large(about.st_size))
+            return file.read(about.st_size)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         return Bad(name, getattr(error, "strerror", None) or str(error))
 
 
-def _read(name: str) -> bytes:
-    # Not to wait for somebody to write into a named pipe.
-    descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise BadImageError("not a regular file")
-        if about.st_size > MAX_BYTES:
-            raise BadImageError(f"{about.st_size:,} bytes, more than {MAX_BYTES:,}")
-        return file.read(MAX_BYTES)
+def _too_large(size_bytes: int) -> str:
+    return f"{size_bytes:,} bytes, more than {MAX_BYTES:,}"
