@@ -32,6 +32,7 @@ COMMANDS = {
     "eval": "train.commands.eval",
     "export": "train.commands.export",
     "predict": "train.commands.predict",
+    "serve": "train.commands.serve",
 }
 
 
