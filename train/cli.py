@@ -171,9 +171,14 @@ def _switches(kind: Any) -> set[str]:
     return own.union(*groups)
 
 
-def _reject_unknown(argv: Sequence[str]) -> None:
+def flag_names() -> set[str]:
+    """All flags, without their dashes."""
     valid = set(flat(Config())) | {f.name for f in fields(Options)} - {"settings", "given"} | {"help"}
-    flags = {name.replace("_", "-") for name in valid} | {name[2:] for name in _IN_EPOCHS}
+    return {name.replace("_", "-") for name in valid} | {name[2:] for name in _IN_EPOCHS}
+
+
+def _reject_unknown(argv: Sequence[str]) -> None:
+    flags = flag_names()
     for word in argv:
         name = word.split("=")[0].replace("_", "-")
         if name.startswith("--") and name[2:] not in flags:
