@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shard.errors import FeedlineError
+from shard.image import Policy
 from shard.storage import location, storage_errors
 
 FORMAT = "feedline"
@@ -122,6 +123,15 @@ class Dataset:
         return cls(folder, tuple(manifest["classes"]), manifest["fingerprint"], manifest)
 
     @property
+    def images(self) -> Policy:
+        """How its images were judged, turned and reduced when it was built.
+
+        Nothing was done to those of foreign shards (`python -m shard index`): the default, as they are stored.
+        """
+        found = self.manifest.get("settings", {}).get("images", {})
+        return Policy(**{**found, "keep": tuple(found.get("keep", ()))})
+
+    @property
     def split_names(self) -> tuple[str, ...]:
         """Names of the splits."""
         return tuple(self.manifest["splits"])
@@ -133,7 +143,10 @@ class Dataset:
             FeedlineError: there is no such split, or its index is damaged.
         """
         if name not in self.split_names:
-            raise FeedlineError(f"{self.root} has no split {name!r}; it has {', '.join(self.split_names)}")
+            hint = "; `python -m shard build --val 20%` holds one out" if name == "val" else ""
+            raise FeedlineError(
+                f"{self.root} has no split {name!r}; it has {', '.join(self.split_names)}{hint}"
+            )
         about = self.manifest["splits"][name]
         split = read_split(self.root / name, about["shards"])
         if len(split) != about["samples"]:

@@ -17,6 +17,7 @@ from shard.jpeg import Layout, MarkerError, find_end, parse, without
 
 # Pillow's own limit for a decompression bomb, here for every way to decode.
 MAX_PIXELS = 178_956_970
+_MAX_SIDE = 65_500  # libjpeg's limit, of what it writes and reads
 # A progressive file of a few kilobytes can hold thousands of scans that each take a full pass to decode.
 _MAX_SCANS = 200
 KEEPABLE = ("progressive", "arithmetic", "trailing", "warning")
@@ -27,8 +28,15 @@ _LOST = ("premature end", "bad huffman", "bad arithmetic", "found marker", "prog
 _CLOSING = b"\xff\xd9"
 
 
+Exif = Literal["strip", "apply", "keep"]
+
+
 class BadImageError(Exception):
     """The bytes are no image that can be decoded; the text is the reason."""
+
+
+class NotAnImageError(BadImageError):
+    """Nothing that Pillow knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +56,7 @@ class Policy:
 
     check: Literal["decode", "header"] = "decode"
     on_bad: Literal["repair", "skip", "fail"] = "repair"
-    exif: Literal["strip", "apply", "keep"] = "strip"
+    exif: Exif = "strip"
     keep: tuple[str, ...] = ()
     max_side: int | None = None
     short_side: int | None = None
@@ -101,6 +109,25 @@ def check(data: bytes, policy: Policy = Policy()) -> Checked:
     return checked
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of an image as its header says; nothing is decoded.
+
+    Raises:
+        NotAnImageError: no header that Pillow knows.
+        BadImageError: a header that it objects to.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            layout = parse(data)
+        except MarkerError:
+            pass  # Pillow may still make something of it
+        else:
+            return layout.width, layout.height
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _open(data).size
+
+
 def _jpeg(data: bytes, policy: Policy) -> Checked:
     try:
         layout = parse(data)
@@ -125,8 +152,7 @@ def _stored(data: bytes, layout: Layout, policy: Policy) -> Checked:
     result = Checked(data, layout.width, layout.height)
     trusted = policy.check == "header" and data.endswith(_CLOSING)
     end, scans = (len(data), 1) if trusted else find_end(data, layout)
-    if scans > _MAX_SCANS:
-        raise BadImageError(f"{scans} scans, more than {_MAX_SCANS}")
+    _limit_scans(scans)
     unwanted: tuple[tuple[int, int], ...] = ()
     if layout.noted_at and policy.exif == "strip":
         unwanted = layout.noted_at
@@ -148,6 +174,11 @@ def _stored(data: bytes, layout: Layout, policy: Policy) -> Checked:
         if "warning" not in policy.keep or not _decodes_leniently(result.data):
             return _convert(data, policy, "warning", reason)
     return result
+
+
+def _limit_scans(scans: int) -> None:
+    if scans > _MAX_SCANS:
+        raise BadImageError(f"{scans} scans, more than {_MAX_SCANS}")
 
 
 _local = threading.local()  # images are checked in threads, too
@@ -180,12 +211,16 @@ def _convert(data: bytes, policy: Policy, kind: str = "", why: str = "") -> Chec
     image = _load(data)
     changes = {kind: why or f"{image.format}, mode {image.mode}, {kind}, to baseline JPEG"} if kind else {}
     picture: Image.Image = image
-    if policy.exif == "apply" and (turned := _upright(image)) is not None:
-        changes["exif"] = "orientation applied"
-        picture = turned
+    if (orientation := _orientation(image)) != 1:
+        changes["exif"] = f"orientation {orientation} removed"
+        if policy.exif == "apply":
+            changes["exif"] = "orientation applied"
+            picture = ImageOps.exif_transpose(image)
     if reduced := _reduced(picture.width, picture.height, policy):
         changes["size"] = f"{picture.width} x {picture.height} reduced to {reduced[0]} x {reduced[1]}"
         picture = _eight_bits(picture).resize(reduced, Image.Resampling.LANCZOS)
+    if max(picture.size) > _MAX_SIDE:
+        raise BadImageError(f"{picture.width} x {picture.height} pixels, more than {_MAX_SIDE} on a side")
     buffer = io.BytesIO()
     if picture is image and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
         image.format = "JPEG"  # of an MPO the first picture; "keep" wants to hear it
@@ -201,25 +236,44 @@ def _load(data: bytes) -> ImageFile.ImageFile:
     Raises:
         BadImageError: whatever Pillow says against it; its plugins raise anything on hostile bytes.
     """
-    formats = _formats()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # metadata that is not quite right; size is checked below
+        image = _open(data)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+        if image.format in ("JPEG", "MPO"):
+            _limit_scans(_scans(data))
         try:
-            image = Image.open(io.BytesIO(data), formats=formats)
-            if image.width * image.height <= MAX_PIXELS:
-                image.load()
-        except UnidentifiedImageError as error:
-            raise BadImageError("not an image") from error
-        except Image.DecompressionBombError as error:
-            raise BadImageError(f"more than {MAX_PIXELS} pixels") from error
+            image.load()
         except Exception as error:
-            text = " ".join(str(error).split())
-            raise BadImageError(
-                "truncated" if "truncated" in text.lower() else text or repr(error)
-            ) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise BadImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+            raise BadImageError(_reason(error)) from error
     return image
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """Read the header with Pillow; raises as `_load`."""
+    try:
+        return Image.open(io.BytesIO(data), formats=_formats())
+    except UnidentifiedImageError as error:
+        raise NotAnImageError("not an image") from error
+    except Image.DecompressionBombError as error:
+        raise BadImageError(f"more than {MAX_PIXELS} pixels") from error
+    except Exception as error:
+        raise BadImageError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return "truncated" if "truncated" in text.lower() else text or repr(error)
+
+
+def _scans(data: bytes) -> int:
+    """Scans of a JPEG; where its markers are broken, which libjpeg gets over, at least as many as there are."""
+    try:
+        end, scans = find_end(data, parse(data))
+    except MarkerError:
+        end, scans = None, 0
+    return scans if end is not None else data.count(b"\xff\xda")
 
 
 @cache
@@ -229,11 +283,10 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _upright(image: Image.Image) -> Image.Image | None:
-    """Turn an image as its camera noted, None if it noted nothing or nothing that can be read."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
-        return None
-    return ImageOps.exif_transpose(image)
+def _orientation(image: Image.Image) -> int:
+    """What the camera noted, 1 (upright) to 8; 1 where it noted nothing, or nothing that can be read."""
+    noted = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(noted) if noted in range(2, 9) else 1
 
 
 def _reduced(width: int, height: int, policy: Policy) -> tuple[int, int] | None:

@@ -26,12 +26,15 @@ from train.stop import Stopped
 from train.summary import show
 from train.telemetry import NonFiniteError
 
-# What comes after training: the command line's first word, and the module whose `main` takes the other words.
+# What comes before and after a training: the first word, and the module whose `main` takes the other words.
 COMMANDS = {
+    "compare": "train.commands.compare",
     "embed": "train.commands.embed",
     "eval": "train.commands.eval",
     "export": "train.commands.export",
     "predict": "train.commands.predict",
+    "serve": "train.commands.serve",
+    "sweep": "train.commands.sweep",
 }
 
 

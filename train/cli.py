@@ -30,7 +30,7 @@ The same on several processes:
   torchrun --nproc-per-node 2 -m train --data DATASET --recipe cifar10_cpu
 
 --epochs N and --warmup-epochs N are short for --duration Nep and --warmup Nep, --freeze-epochs N for --freeze
-all-but-head --freeze-for Nep. Values that are true or false are switches: --flip-tta, --no-flip-tta.
+all-but-head --freeze-for Nep, --model for --arch. Values that are true or false are switches: --flip-tta, --no-flip-tta.
 
 Run it again from its folder:
 
@@ -158,6 +158,8 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
             words += ["--" + name[5:], "False"]
         elif name in switches and not equals and (i + 1 == len(argv) or argv[i + 1] not in _SWITCH_VALUES):
             words += [name, "True"]
+        elif name == "--model":  # as timm's own scripts call it
+            words.append("--arch" + word[len(name) :])
         else:
             words.append(word)
     return words
@@ -171,9 +173,14 @@ def _switches(kind: Any) -> set[str]:
     return own.union(*groups)
 
 
-def _reject_unknown(argv: Sequence[str]) -> None:
+def flag_names() -> set[str]:
+    """All flags, without their dashes."""
     valid = set(flat(Config())) | {f.name for f in fields(Options)} - {"settings", "given"} | {"help"}
-    flags = {name.replace("_", "-") for name in valid} | {name[2:] for name in _IN_EPOCHS}
+    return {name.replace("_", "-") for name in valid} | {name[2:] for name in _IN_EPOCHS} | {"model"}
+
+
+def _reject_unknown(argv: Sequence[str]) -> None:
+    flags = flag_names()
     for word in argv:
         name = word.split("=")[0].replace("_", "-")
         if name.startswith("--") and name[2:] not in flags:

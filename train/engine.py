@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -323,6 +324,7 @@ class Trainer:
             "config": to_dict(self.config),
             "classes": list(self.dataset.classes),
             "fingerprint": self.dataset.fingerprint,
+            "images": asdict(self.dataset.images),
             "rng": rng,
         }
         self.saver.submit(content, best=best, before=self.metrics.sync)

@@ -179,7 +179,8 @@ def _create(config: ModelConfig, num_classes: int, *, fetch: bool) -> nn.Module:
         # What timm's constructors say against their arguments.
         if not arguments:
             raise
-        raise FeedlineError(f"{config.arch!r} does not take {arguments}: {reason(error)}") from error
+        remedy = "; give --drop-path 0" if "drop_path_rate" in str(error) else ""
+        raise FeedlineError(f"{config.arch!r} does not take {arguments}: {reason(error)}{remedy}") from error
     return model
 
 

@@ -6,15 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from shard.errors import FeedlineError
-from shard.image import Policy
 from train.commands.computing import add_computing, with_decoding
 from train.commands.options import add_network, find_device, positive, require_folder
+from train.commands.outside import add_exif, tell_sideways, with_exif
 from train.inference import Network
-from train.predict import Bad, Prediction, Predictor, find_images, load_image, predict
+from train.predict import Bad, Prediction, Predictor, find_images, predict
 from train.predict.writers import FORMATS, SUFFIXES, WRITERS, printable, save_parquet
 from train.trained import load_trained
 from train.whole import whole
@@ -38,20 +37,21 @@ def main(argv: Sequence[str]) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise FeedlineError("predict is one process: leave torchrun out (eval is for many)")
     trained = load_trained(require_folder(options.run), options.checkpoint, weights=options.weights)
-    trained = with_decoding(trained, options)
+    trained = with_exif(with_decoding(trained, options), options.exif)
     network = Network(
         trained, find_device(options.device), precision=options.precision, flip_tta=options.flip_tta
     )
     top = min(options.top, len(trained.classes))
     bad: list[Bad] = []
+    sideways: list[str] = []
     with Predictor(trained, network, batch_size=options.batch_size, top=top) as predictor:
         found = find_images(options.images, _lines())
         try:
-            load = partial(load_image, policy=Policy(exif=options.exif))
-            _write(_good(predict(found, predictor, load), bad), form, options.out, top)
+            _write(_good(predict(found, predictor), bad, sideways), form, options.out, top)
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141  # as a shell has it for SIGPIPE
+    tell_sideways(sideways, options.exif)
     if bad:
         print(f"{len(bad):,} could not be predicted", file=sys.stderr)
     return 1 if bad else 0
@@ -63,14 +63,16 @@ def _lines() -> Iterator[str]:
         yield os.fsdecode(line)
 
 
-def _good(results: Iterable[Prediction | Bad], bad: list[Bad]) -> Iterator[Prediction]:
-    """Predictions; what is none is named on stderr."""
+def _good(results: Iterable[Prediction | Bad], bad: list[Bad], sideways: list[str]) -> Iterator[Prediction]:
+    """Predictions; what is none is named on stderr. Both lists are filled."""
     for one in results:
         if isinstance(one, Bad):
             bad.append(one)
             print(f"{printable(one.name)}: {printable(one.reason)}", file=sys.stderr)
-        else:
-            yield one
+            continue
+        if one.sideways:
+            sideways.append(one.name)
+        yield one
 
 
 def _write(rows: Iterable[Prediction], form: str, out: Path | None, top: int) -> None:
@@ -92,15 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add_network(parser)
-    add("images", nargs="+", metavar="IMAGE", help="files, folders, patterns; - reads a list from stdin")
-    add("--top", type=positive, default=5, metavar="K", help="classes per image (default: 5)")
     add(
-        "--exif",
-        choices=("strip", "apply"),
-        default="strip",
-        help="apply turns photos upright as their camera noted; strip leaves the pixels as they are stored, as "
-        "`shard build` does by default, and evaluations see them (default: strip)",
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, folders, patterns, shards, datasets, URLs of these; - reads a list from stdin",
     )
+    add("--top", type=positive, default=5, metavar="K", help="classes per image (default: 5)")
+    add_exif(parser)
     add("--format", choices=FORMATS, help="default: by the suffix of --out, else table")
     add("--out", type=Path, metavar="FILE", help="default: stdout")
     add_computing(parser)

@@ -1,0 +1,38 @@
+"""What the commands that take images from outside have in common: whether photos are turned upright."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from shard.image import Exif
+from train.predict.writers import printable
+from train.trained import Trained
+
+
+def add_exif(parser: argparse.ArgumentParser) -> None:
+    """Add the flag."""
+    parser.add_argument(
+        "--exif",
+        choices=("strip", "apply"),
+        help="apply turns images upright as their camera noted, strip leaves their pixels as they are stored "
+        "(default: as the run's dataset was built)",
+    )
+
+
+def with_exif(trained: Trained, exif: Exif | None) -> Trained:
+    """The same network, with images from outside turned as the flag says."""
+    return trained if exif is None else replace(trained, images=replace(trained.images, exif=exif))
+
+
+def tell_sideways(names: Sequence[str], exif: str | None) -> None:
+    """Say that images were not turned upright, unless the flag asked for that."""
+    if names and exif is None:
+        images = f"{len(names):,} images ({printable(names[0])} …)" if names[1:] else printable(names[0])
+        print(
+            f"note: not turned upright as the camera noted, since those of the run's dataset were not: {images}; "
+            "--exif apply turns them",
+            file=sys.stderr,
+        )
