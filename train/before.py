@@ -76,6 +76,11 @@ def measure(
             return {}
         top1["head"], samples = result.top1, result.samples
     elif how:
+        if not hasattr(step.net.model, "forward_head"):
+            raise FeedlineError(
+                f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would give "
+                "features; use --before none"
+            )
         step.net.eval()
         parts = []
         for split, most in ((config.input.train_split, MOST_TRAIN), (config.input.eval_split, MOST_EVAL)):
