@@ -78,8 +78,8 @@ def measure(
     elif how:
         if not hasattr(step.net.model, "forward_head"):
             raise FeedlineError(
-                f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would give "
-                "features; use --before none"
+                f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would "
+                "give features; use --before none"
             )
         step.net.eval()
         parts = []
