@@ -5,8 +5,8 @@
 --data has cifar10-train.tar.gz and cifar10-test.tar.gz, with train/CLASS/NUMBER.jpg and test/CLASS/NUMBER.jpg in them.
 For each seed: a pretraining; a fine-tuning of it; and trainings from scratch with the same images, epochs and batches,
 by the same command without --pretrained, also at three times its learning rate, and by the recipe made for this
-network. The best of these by the validation images is what fine-tuning is compared with. Both are judged by `train eval` on the
-test images, which no run has seen. Seeds differ in the few images, too. What is already there is not done again. Ends
+network. The best of these by the validation images is what fine-tuning is compared with. Both are judged by `train
+eval` on the test images, which no run has seen. Seeds differ in the few images, too. What is already there is not done again. Ends
 with status 1 if fine-tuning is not ahead by --margin points, on average over the seeds.
 """
 
