@@ -142,7 +142,10 @@ class Trainer:
             return
         how = before.methods(config.evaluation.before, state.own_head)
         self.stop.pace()
-        found = before.measure(self.step, config, self.dataset, self.world, how, self.evaluate, self.stop.due)
+        starts_head = config.model.head_init == "probe" and not state.own_head
+        found = before.measure(
+            self.step, config, self.dataset, self.world, how, starts_head, self.evaluate, self.stop.due
+        )
         if self.stop.agreed:
             self.save()
             self.leave()
