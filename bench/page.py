@@ -6,19 +6,15 @@ tables and charts out of whatever a record holds.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from bench.page_tables import Cell, Chart, Column, Table, cell, charts, column, flat, label, tables
+from bench.page_tables import charts, column, flat, label, tables
 from shard.errors import FeedlineError
+from train.page import Cell, Chart, Column, Table, cell, template
 
 _APART = ("benchmark", "environment", "settings")  # shown in a place of their own
 _TITLES = {
@@ -76,17 +72,7 @@ def page(records: dict[str, dict[str, Any]], title: str = "feedline: benchmarks"
     newest = sorted(records.items(), key=lambda item: (_date(item[1]), item[0]), reverse=True)
     sections = [_section(number, file, record) for number, (file, record) in enumerate(newest)]
     overview = _overview(sections, [record for _, record in newest])
-    return _template().render(title=title, sections=sections, overview=overview)
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    web = files("bench") / "web"
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    # Our own two files go into elements whose content browsers take as it is; all else is escaped.
-    for name, file in (("css", "page.css"), ("script", "page.js")):
-        environment.globals[name] = Markup((web / file).read_text(encoding="utf-8"))
-    return environment.from_string((web / "page.html").read_text(encoding="utf-8"))
+    return template("bench", "page.html").render(title=title, sections=sections, overview=overview)
 
 
 def _date(record: dict[str, Any]) -> str:

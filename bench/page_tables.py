@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
+
+from train.page import Bar, Cell, Chart, Column, Table, cell
 
 _LABELS = {
     "images_per_s": "images/s",
@@ -21,67 +20,6 @@ _CHARTED = ("images_per_s", "ours_over_peer", "gain.value", "au", "speedup", "ef
 _MOST_BARS, _MOST_CHARTS, _DEEPEST = 40, 2, 1
 _CLIP = 4  # times the next smaller one: a bar that would hide all others
 _ONE_UNIT = ("ratios",)  # objects whose figures have one unit
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What a table shows in one place.
-
-    Attributes:
-        text: what is read.
-        number: what is sorted by; None: the text.
-        spread: least and greatest of several values.
-        values: the numbers behind it.
-        link: anchor on the page.
-    """
-
-    text: str
-    number: float | None = None
-    spread: str = ""
-    values: tuple[float, ...] = ()
-    link: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """Head of a column."""
-
-    label: str
-    numeric: bool
-    key: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of cells; every row is as long as `columns`. Comparable: a column's figures have one unit."""
-
-    caption: str
-    columns: list[Column]
-    rows: list[list[Cell]]
-    comparable: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A bar; width, whisker and the label's room in percent of the chart's width. Clipped: longer than the chart."""
-
-    label: str
-    text: str
-    tip: str
-    width: float
-    low: float | None
-    high: float | None
-    clipped: bool
-    room: int = 76
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """Horizontal bars."""
-
-    caption: str
-    bars: list[Bar] = field(default_factory=list)
-    note: str = ""
 
 
 def tables(results: dict[str, Any], prefix: str = "") -> list[Table]:
@@ -147,30 +85,6 @@ def flat(value: Any, prefix: str = "", depth: int = 0) -> dict[str, Any]:
     return result
 
 
-def cell(value: Any) -> Cell:
-    """A value as it is shown: several numbers as their median."""
-    if value is None:
-        return Cell("")
-    if isinstance(value, bool):
-        return Cell("yes" if value else "no")
-    if isinstance(value, float) and not math.isfinite(value):
-        return Cell(str(value))  # nothing to sort or draw
-    if isinstance(value, int | float):
-        return Cell(number_text(value), float(value), values=(float(value),))
-    if isinstance(value, list):
-        if value and all(map(_is_number, value)):
-            middle = median(value)
-            low, high = number_text(min(value)), number_text(max(value))
-            spread = f"{low} – {high}" if low != high else ""
-            return Cell(number_text(middle), float(middle), spread, tuple(map(float, value)))
-        return Cell(", ".join(str(one) for one in value))
-    return Cell(str(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def column(key: str, numeric: bool) -> Column:
     """Head of the column of a record's key."""
     return Column(label(key), numeric, key)
@@ -179,13 +93,6 @@ def column(key: str, numeric: bool) -> Column:
 def label(key: str) -> str:
     """A record's key for people."""
     return _LABELS.get(key, key.replace("_", " ").replace(".", " · "))
-
-
-def number_text(value: float) -> str:
-    """Four significant digits, no digit of a whole number left out."""
-    if value == int(value) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
 
 
 def charts(table: Table) -> list[Chart]:

@@ -35,6 +35,10 @@ class BadImageError(Exception):
     """The bytes are no image that can be decoded; the text is the reason."""
 
 
+class NotAnImageError(BadImageError):
+    """Nothing that Pillow knows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """How images are judged and what is done to them.
@@ -105,6 +109,25 @@ def check(data: bytes, policy: Policy = Policy()) -> Checked:
     return checked
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of an image as its header says; nothing is decoded.
+
+    Raises:
+        NotAnImageError: no header that Pillow knows.
+        BadImageError: a header that it objects to.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            layout = parse(data)
+        except MarkerError:
+            pass  # Pillow may still make something of it
+        else:
+            return layout.width, layout.height
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _open(data).size
+
+
 def _jpeg(data: bytes, policy: Policy) -> Checked:
     try:
         layout = parse(data)
@@ -129,8 +152,7 @@ def _stored(data: bytes, layout: Layout, policy: Policy) -> Checked:
     result = Checked(data, layout.width, layout.height)
     trusted = policy.check == "header" and data.endswith(_CLOSING)
     end, scans = (len(data), 1) if trusted else find_end(data, layout)
-    if scans > _MAX_SCANS:
-        raise BadImageError(f"{scans} scans, more than {_MAX_SCANS}")
+    _limit_scans(scans)
     unwanted: tuple[tuple[int, int], ...] = ()
     if layout.noted_at and policy.exif == "strip":
         unwanted = layout.noted_at
@@ -152,6 +174,11 @@ def _stored(data: bytes, layout: Layout, policy: Policy) -> Checked:
         if "warning" not in policy.keep or not _decodes_leniently(result.data):
             return _convert(data, policy, "warning", reason)
     return result
+
+
+def _limit_scans(scans: int) -> None:
+    if scans > _MAX_SCANS:
+        raise BadImageError(f"{scans} scans, more than {_MAX_SCANS}")
 
 
 _local = threading.local()  # images are checked in threads, too
@@ -209,25 +236,44 @@ def _load(data: bytes) -> ImageFile.ImageFile:
     Raises:
         BadImageError: whatever Pillow says against it; its plugins raise anything on hostile bytes.
     """
-    formats = _formats()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # metadata that is not quite right; size is checked below
+        image = _open(data)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+        if image.format in ("JPEG", "MPO"):
+            _limit_scans(_scans(data))
         try:
-            image = Image.open(io.BytesIO(data), formats=formats)
-            if image.width * image.height <= MAX_PIXELS:
-                image.load()
-        except UnidentifiedImageError as error:
-            raise BadImageError("not an image") from error
-        except Image.DecompressionBombError as error:
-            raise BadImageError(f"more than {MAX_PIXELS} pixels") from error
+            image.load()
         except Exception as error:
-            text = " ".join(str(error).split())
-            raise BadImageError(
-                "truncated" if "truncated" in text.lower() else text or repr(error)
-            ) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise BadImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+            raise BadImageError(_reason(error)) from error
     return image
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """Read the header with Pillow; raises as `_load`."""
+    try:
+        return Image.open(io.BytesIO(data), formats=_formats())
+    except UnidentifiedImageError as error:
+        raise NotAnImageError("not an image") from error
+    except Image.DecompressionBombError as error:
+        raise BadImageError(f"more than {MAX_PIXELS} pixels") from error
+    except Exception as error:
+        raise BadImageError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return "truncated" if "truncated" in text.lower() else text or repr(error)
+
+
+def _scans(data: bytes) -> int:
+    """Scans of a JPEG; where its markers are broken, which libjpeg gets over, at least as many as there are."""
+    try:
+        end, scans = find_end(data, parse(data))
+    except MarkerError:
+        end, scans = None, 0
+    return scans if end is not None else data.count(b"\xff\xda")
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from shard.errors import FeedlineError
-from train.model import head_parameters
+from train.head import head_parameters
 from train.schedule import parse_duration
 
 ALL_BUT_HEAD = "all-but-head"

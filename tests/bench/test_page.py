@@ -1,57 +1,20 @@
 """`bench report`: what it shows of any record, that it escapes everything, and its script, run in V8 on its markup."""
 
-import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from py_mini_racer import MiniRacer
 
 from bench.__main__ import main
 from bench.page import page, read_records
-from bench.page_tables import cell, charts, number_text, tables
+from bench.page_tables import charts, tables
+from tests.browser import V8, parse
+from train.page import cell, number_text
 
 RECORDS = Path(__file__).parents[2] / "bench" / "records"
-VOID = {"meta", "br", "line", "rect"}
 HOSTILE = "<script>alert('x')</script>\"'&"
-
-
-class Tree(HTMLParser):
-    """The page's markup as {tag, attributes, children}; an element that is not closed is an error."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.root: dict[str, Any] = {"tag": "#document", "attributes": {}, "children": []}
-        self.open = [self.root]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        node = {"tag": tag, "attributes": {k: v or "" for k, v in attrs}, "children": []}
-        self.open[-1]["children"].append(node)
-        if tag not in VOID:
-            self.open.append(node)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open[-1]["children"].append(
-            {"tag": tag, "attributes": {k: v or "" for k, v in attrs}, "children": []}
-        )
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop()["tag"] == tag, tag
-
-    def handle_data(self, data: str) -> None:
-        self.open[-1]["children"].append(data)
-
-
-def parse(html: str) -> dict[str, Any]:
-    tree = Tree()
-    tree.feed(html)
-    tree.close()
-    assert tree.open == [tree.root]
-    return tree.root
 
 
 def record(**results: Any) -> dict[str, Any]:
@@ -73,51 +36,41 @@ STAGES = [
 
 
 @pytest.fixture
-def browser() -> MiniRacer:
+def browser() -> V8:
     """V8 with the page of one record, its script run."""
-    html = page({"one.json": record(stages=STAGES)})
-    script = re.search(r"<script>\n(.*)\n</script>", html, re.DOTALL)
-    assert script is not None
-    engine = MiniRacer()
-    dom = (Path(__file__).parent / "dom.js").read_text()
-    engine.eval(f"const markup = {json.dumps(parse(html))};\n{dom}\n{script[1]}")
-    return engine
+    return V8(page({"one.json": record(stages=STAGES)}))
 
 
-def run(engine: MiniRacer, code: str) -> Any:
-    return json.loads(str(engine.eval(f"JSON.stringify({code})")))
+def test_a_click_sorts_and_another_turns_the_order(browser: V8) -> None:
+    assert browser.run("column(1, 0)") == ["Beta", "Alpha", "gamma"]
+    assert browser.run("click(1, 1)") == [None, "descending", None]  # numbers: largest first
+    assert browser.run("column(1, 0)") == ["Alpha", "Beta", "gamma"]
+    assert browser.run("click(1, 1)") == [None, "ascending", None]
+    assert browser.run("column(1, 0)") == ["gamma", "Beta", "Alpha"]
+    assert browser.run("click(1, 0)") == ["ascending", None, None]  # text: from A, whatever its case
+    assert browser.run("column(1, 0)") == ["Alpha", "Beta", "gamma"]
 
 
-def test_a_click_sorts_and_another_turns_the_order(browser: MiniRacer) -> None:
-    assert run(browser, "column(1, 0)") == ["Beta", "Alpha", "gamma"]
-    assert run(browser, "click(1, 1)") == [None, "descending", None]  # numbers: largest first
-    assert run(browser, "column(1, 0)") == ["Alpha", "Beta", "gamma"]
-    assert run(browser, "click(1, 1)") == [None, "ascending", None]
-    assert run(browser, "column(1, 0)") == ["gamma", "Beta", "Alpha"]
-    assert run(browser, "click(1, 0)") == ["ascending", None, None]  # text: from A, whatever its case
-    assert run(browser, "column(1, 0)") == ["Alpha", "Beta", "gamma"]
+def test_what_is_empty_comes_last_both_ways(browser: V8) -> None:
+    browser.run("click(1, 2)")
+    assert browser.run("column(1, 2)") == ["x", "z", ""]
+    browser.run("click(1, 2)")
+    assert browser.run("column(1, 2)") == ["z", "x", ""]
 
 
-def test_what_is_empty_comes_last_both_ways(browser: MiniRacer) -> None:
-    run(browser, "click(1, 2)")
-    assert run(browser, "column(1, 2)") == ["x", "z", ""]
-    run(browser, "click(1, 2)")
-    assert run(browser, "column(1, 2)") == ["z", "x", ""]
-
-
-def test_tooltips_follow_pointer_and_focus_and_stay_inside(browser: MiniRacer) -> None:
+def test_tooltips_follow_pointer_and_focus_and_stay_inside(browser: V8) -> None:
     tip = "[document.getElementById('tip').hidden, document.getElementById('tip').textContent]"
-    assert run(browser, tip)[0] is True
-    browser.eval("document.querySelectorAll('.bar')[1].dispatch('pointermove', {clientX: 380, clientY: 790})")
-    assert run(browser, tip) == [False, "Alpha\nimages/s: 1,000\nleast – greatest: 900 – 1,100 (3 repeats)"]
-    place = run(browser, "document.getElementById('tip').style")
+    assert browser.run(tip)[0] is True
+    browser.run("document.querySelectorAll('.bar')[1].dispatch('pointermove', {clientX: 380, clientY: 790})")
+    assert browser.run(tip) == [False, "Alpha\nimages/s: 1,000\nleast – greatest: 900 – 1,100 (3 repeats)"]
+    place = browser.run("document.getElementById('tip').style")
     assert place == {"left": f"{390 - 100 - 4}px", "top": f"{790 - 30 - 8}px"}
-    browser.eval("document.querySelectorAll('.bar')[1].dispatch('pointerleave')")
-    assert run(browser, tip)[0] is True
-    browser.eval("document.querySelectorAll('.bar')[0].dispatch('focus')")
-    assert run(browser, tip)[1].startswith("Beta\n")
-    browser.eval("document.querySelectorAll('.bar')[0].dispatch('blur')")
-    assert run(browser, tip)[0] is True
+    browser.run("document.querySelectorAll('.bar')[1].dispatch('pointerleave')")
+    assert browser.run(tip)[0] is True
+    browser.run("document.querySelectorAll('.bar')[0].dispatch('focus')")
+    assert browser.run(tip)[1].startswith("Beta\n")
+    browser.run("document.querySelectorAll('.bar')[0].dispatch('blur')")
+    assert browser.run(tip)[0] is True
 
 
 def test_the_committed_records_are_all_on_the_page(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def finetune() -> Config:
             erase=0.25,
             eval_size=224,
             eval_resize=256,
+            model_input=True,
         ),
         model=ModelConfig(arch="convnext_tiny", drop_path=0.1),
         loss=LossConfig(label_smoothing=0.1),

@@ -1,4 +1,4 @@
-// Just enough of a browser's document for the script of `bench report`'s page, over the page's own markup.
+// Just enough of a browser's document for the script of our pages (train/web/page.js), over a page's own markup.
 // `markup` is a tree of {tag, attributes, children}, children being trees or text; set before this runs.
 class Element {
   constructor(tree, parent) {
@@ -32,19 +32,9 @@ class Element {
   getElementById(id) { return this.querySelector("#" + id); }
   getBoundingClientRect() { return { left: 10, top: 20, width: 100, height: 30 }; }
   addEventListener(name, listener) { (this.listeners[name] = this.listeners[name] || []).push(listener); }
+  click() { this.dispatch("click"); }
   dispatch(name, event) { for (const listener of this.listeners[name] || []) listener(event || {}); }
 }
 
 const document = new Element(markup, null);
 const window = { innerWidth: 390, innerHeight: 800 };
-
-function column(table, number) {
-  return document.querySelectorAll("table")[table].querySelector("tbody").children
-    .map((row) => row.children[number].textContent.trim());
-}
-
-function click(table, number) {
-  const found = document.querySelectorAll("table")[table].querySelectorAll("button")[number];
-  found.dispatch("click");
-  return document.querySelectorAll("table")[table].querySelectorAll("th").map((head) => head.getAttribute("aria-sort"));
-}
