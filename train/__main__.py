@@ -30,6 +30,7 @@ COMMANDS = {
     "eval": "train.commands.eval",
     "export": "train.commands.export",
     "predict": "train.commands.predict",
+    "report": "train.commands.report",
 }
 
 
