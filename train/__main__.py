@@ -33,6 +33,7 @@ COMMANDS = {
     "eval": "train.commands.eval",
     "export": "train.commands.export",
     "predict": "train.commands.predict",
+    "report": "train.commands.report",
     "serve": "train.commands.serve",
     "sweep": "train.commands.sweep",
 }

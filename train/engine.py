@@ -241,6 +241,9 @@ class Trainer:
         if self.config.synthetic:
             self.loader.set_epoch(epoch)
             return  # there is nothing to evaluate, and nothing to save
+        bad = self.world.gather(self.loader.bad_samples)
+        if self.metrics.history is not None:
+            self.metrics.history.bad(sample for rank in bad for sample in rank)
         began = time.perf_counter()
         with self.aside("evaluation"):
             result = self.evaluate()
