@@ -3,11 +3,11 @@
     python tests/train/transfer.py --data FOLDER --work FOLDER
 
 --data has cifar10-train.tar.gz and cifar10-test.tar.gz, with train/CLASS/NUMBER.jpg and test/CLASS/NUMBER.jpg in them.
-For each seed: a pretraining, a fine-tuning of it, and trainings from scratch with the same images, epochs and batches,
-by the recipe made for this network at several learning rates; the best of these by the validation images is what
-fine-tuning is compared with. All are judged by `train eval` on the test images, which no run has seen. Seeds differ in
-the few images, too. What is already there is not done again. Ends with status 1 if fine-tuning is not ahead by
---margin points, on average over the seeds.
+For each seed: a pretraining, a fine-tuning of it, and trainings from scratch with the same images, epochs and batches:
+by the same flags, and by the recipe made for this network at several learning rates. The best of these by the
+validation images is what fine-tuning is compared with. All are judged by `train eval` on the test images, which no run
+has seen. Seeds differ in the few images, too. What is already there is not done again. Ends with status 1 if
+fine-tuning is not ahead by --margin points, on average over the seeds.
 """
 
 from __future__ import annotations
@@ -52,15 +52,22 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict[str, float]:
     common = ["--seed", seed, "--device", "cpu", "--loader-threads", 1]
     more = [*common, "--epochs", options.pretrain_epochs, "--eval-split", "val"]
     pretrained = train(work / f"pretrained-{seed}", big, "cifar10_cpu", more)
-    budget = [*common, "--epochs", options.epochs, "--batch-size", 50, "--eval-split", "val"]
-    more = [*budget, "--arch", "cifar_resnet9", "--drop-path", 0, "--augment", "none", "--erase", 0]
-    tuned = train(work / f"tuned-{seed}", few, "finetune", [*more, "--pretrained", pretrained])
-    scratch = [
-        train(work / f"scratch-{seed}-{lr}", few, "cifar10_cpu", [*budget, "--lr", lr]) for lr in SCRATCH_LRS
+    budget = [*common, "--epochs", options.epochs, "--batch-size", 50, "--eval-split", "val", "--flip-tta"]
+    same = [*budget, "--arch", "cifar_resnet9", "--drop-path", 0, "--augment", "none", "--erase", 0]
+    name = f"{options.epochs}ep-{seed}"
+    tuned = train(work / f"tuned-{name}", few, "finetune", [*same, "--pretrained", pretrained])
+    plain = [*same, "--size", 32, "--eval-size", 32, "--eval-resize", 32]
+    scratch = [train(work / f"same-{name}", few, "finetune", plain)]
+    scratch += [
+        train(work / f"scratch-{name}-{lr}", few, "cifar10_cpu", [*budget, "--lr", lr]) for lr in SCRATCH_LRS
     ]
     before = summary(tuned)["before"]["top1"]
     best = max(scratch, key=lambda run: summary(run)["best_top1"])
-    figures = {"after": judged_top1(tuned, few), "from scratch": judged_top1(best, few)}
+    figures = {
+        "after": judged_top1(tuned, few),
+        "same flags": judged_top1(scratch[0], few),
+        "from scratch": judged_top1(best, few),
+    }
     return {**before, **figures, "gain": figures["after"] - figures["from scratch"]}
 
 
