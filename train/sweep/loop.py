@@ -10,8 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from train.config import load
 from train.distributed import World
 from train.run_folder import RunFolder
+from train.schedule import parse_duration
 from train.stop import REQUEUE, Stopped, StopSignal
 from train.sweep.plan import Metric
 from train.sweep.process import OUTPUT, Running, Start
@@ -110,7 +112,7 @@ class Sweep:
             if not math.isfinite(one.values[epoch]):
                 continue
             prune = self._study.report(one.held, epoch, one.values[epoch])
-            if prune and running and not one.pruned:
+            if prune and running and not one.pruned and epoch != last_epoch(one.held.folder):
                 one.pruned = True
                 one.running.stop()
 
@@ -177,6 +179,15 @@ def evaluations(folder: Path, metric: Metric) -> dict[int, float]:
         if values["kind"] == "eval":
             found[values["epoch"]] = values.get(f"ema_{metric}", values[metric])
     return found
+
+
+def last_epoch(folder: Path) -> int | None:
+    """Number of a run's last epoch, after which there is nothing to save by ending it; None: not told in epochs."""
+    path = RunFolder(folder).config
+    if not path.exists():
+        return None
+    duration = parse_duration(load(path).schedule.duration)
+    return math.ceil(duration.value) if duration.unit == "ep" else None
 
 
 def _text(held: Held) -> str:

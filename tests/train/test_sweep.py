@@ -1,0 +1,483 @@
+"""`python -m train sweep`: the search space, the study folder, and trials that end in every way."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from shard.errors import FeedlineError
+from tests.train.played import Part, Stage, good
+from train.__main__ import main
+from train.cli import parse
+from train.config import Config, save
+from train.schedule import ScheduleConfig
+from train.stop import Stopped
+from train.sweep import child, process
+from train.sweep.loop import Sweep, evaluations, last_epoch
+from train.sweep.picture import draw, importances
+from train.sweep.plan import Checked, Plan, check_plan, load_plan, require_same, save_plan
+from train.sweep.process import last_error
+from train.sweep.space import Dimension, parse_search
+from train.sweep.study import REASON, Held, Study, settle
+from train.sweep.table import report
+
+FLAGS = {
+    "lr",
+    "weight-decay",
+    "batch-size",
+    "epochs",
+    "duration",
+    "flip-tta",
+    "scale",
+    "run-dir",
+    "data",
+    "recipe",
+}
+SPACE = parse_search(["lr=log(1e-3,1)", "batch-size=choice(32,64)"], FLAGS)
+PLAN = Plan(flags=("--data", "somewhere", "--recipe", "digits"), space=SPACE, prune="none")
+
+Open = Callable[..., Study]
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study without trials, to be copied: making the database takes long."""
+    root = tmp_path_factory.mktemp("empty") / "study"
+    root.mkdir()
+    Study(root, PLAN)
+    return root
+
+
+@pytest.fixture
+def open_study(empty: Path, tmp_path: Path) -> Open:
+    """Opens a study, the same each time: as another process would."""
+    shutil.copytree(empty, tmp_path / "study")
+    return lambda plan=PLAN: Study(tmp_path / "study", plan)
+
+
+def run(study: Study, stage: Stage, *, trials: int = 12, workers: int = 2) -> list[str]:
+    """Work on a study, and return what was said."""
+    said: list[str] = []
+    Sweep(study, stage, workers=workers, trials=trials, say=said.append, poll_s=0, wait_s=0).run()
+    return said
+
+
+def states(study: Study) -> list[str]:
+    return [trial.state.name for trial in study.trials]
+
+
+def test_the_space_of_the_issue() -> None:
+    words = ["lr=log(1e-4,1)", "--weight_decay=log(1e-6, 1e-2) batch-size=choice(64,128)", "epochs=int:2,6,2"]
+    lr, decay, batch, epochs = parse_search(words, FLAGS)
+    assert lr == Dimension(flag="lr", kind="log", low=1e-4, high=1)
+    assert (decay.flag, decay.high) == ("weight-decay", 1e-2)
+    assert batch.words("128") == ["--batch-size", "128"]
+    assert (epochs.high, epochs.step, epochs.words(4)) == (6, 2, ["--epochs", "4"])
+    assert parse_search(["flip-tta=choice(true,false)"], FLAGS)[0].choices == ("True", "False")
+    (scale,) = parse_search(["scale=choice(0.08 1,0.25 1)"], FLAGS)
+    assert scale.words("0.25 1") == ["--scale", "0.25", "1"]
+
+
+numbers = st.floats(1e-6, 1e6).map(lambda x: float(f"{x:.6g}"))
+ranges = st.tuples(numbers, numbers).filter(lambda pair: pair[0] < pair[1])
+
+
+@settings(max_examples=30)
+@given(ranges, st.sampled_from(["log", "uniform"]))
+def test_a_dimension_is_read_from_its_text(bounds: tuple[float, float], kind: str) -> None:
+    (one,) = parse_search([f"lr={kind}({bounds[0]!r},{bounds[1]!r})"], FLAGS)
+    assert parse_search([str(one)], FLAGS) == (one,)
+    assert (one.corner(0), one.corner(1)) == bounds
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["lrr=log(1e-4,1)"], r"lrr, and there is no such flag; did you mean '--lr'\?"),
+        (["lr=log"], "has 'lr=log'; give NAME=log"),
+        (["lr=log(1e-4,1"], "give NAME=log"),
+        (["lr=normal(0,1)"], r"has lr=normal\(0,1\); give NAME=log"),
+        (["lr=log(0,1)"], "above 0"),
+        (["lr=uniform(1,1)"], "first number must be less"),
+        (["lr=uniform(0,nan)"], "first number must be less"),
+        (["lr=uniform(a,b)"], "uniform takes numbers"),
+        (["epochs=int(1,2.5)"], "int takes whole numbers"),
+        (["epochs=int(1)"], "int takes two or three numbers"),
+        (["epochs=int(1,3,5)"], "the step must be 1 … 2"),
+        (["batch-size=choice(64)"], "two or more different values"),
+        (["batch-size=choice(64,64)"], "two or more different values"),
+        (["lr=log(1e-4,1) lr=log(1e-3,1)"], "has lr twice"),
+        (["run-dir=choice(a,b)"], "every trial has its own run folder"),
+    ],
+)
+def test_mistakes_in_the_space(words: list[str], reason: str) -> None:
+    with pytest.raises(FeedlineError, match=reason):
+        parse_search(words, FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words", "reason"),
+    [
+        (("--lr", "1"), ["lr=log(1e-4,1)"], "--lr is both searched and given"),
+        (("--duration=3ep",), ["epochs=int(1,3)"], "--epochs is both searched and given"),
+        (("--no-flip-tta",), ["flip-tta=choice(true,false)"], "--flip-tta is both searched and given"),
+        ((), ["epochs=int(1,3)", "duration=choice(1ep,2ep)"], "epochs and duration, which are the same"),
+        (("--run_dir", "x"), ["lr=log(1e-4,1)"], "--run-dir makes no sense in a sweep"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags: tuple[str, ...], words: list[str], reason: str) -> None:
+    with pytest.raises(FeedlineError, match=reason):
+        Plan(flags=flags, space=parse_search(words, FLAGS))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["batch-size=log(4,8)"], r"with --batch-size 4\.0: .*invalid literal for int"),
+        (["batch-size=choice(8,4000)"], r"with --batch-size 4000: .*120 samples, fewer than batch_size"),
+        (["optimizer=choice(sgd,sgdd)"], "with --optimizer sgdd: "),
+        (
+            ["lr=log(1e-3,1)", "momentum=uniform(-2,0.9)"],
+            r"with --lr 0\.001 --momentum -2\.0: momentum is -2",
+        ),
+    ],
+)
+def test_values_that_no_training_takes_are_found_before_any(
+    flags: list[str], words: list[str], reason: str
+) -> None:
+    given = set(parse_names(words))
+    base = [w for at, w in enumerate(flags) if not ({w[2:], flags[at - 1][2:]} & given and at)]
+    space = parse_search(words, {*FLAGS, "optimizer", "momentum"})
+    with pytest.raises(FeedlineError, match=f"a trial could not run, {reason}"):
+        check_plan(Plan(flags=tuple(base), space=space))
+
+
+def parse_names(words: list[str]) -> list[str]:
+    return [word.partition("=")[0] for word in words]
+
+
+def test_twelve_trials_by_two_workers(open_study: Open, tmp_path: Path) -> None:
+    study, stage = open_study(), Stage()
+    said = run(study, stage)
+    assert states(study) == ["COMPLETE"] * 12
+    assert stage.most == 2
+    assert sorted(path.name for path in study.root.glob("trial-*")) == [f"trial-{i:04d}" for i in range(12)]
+    assert len({trial.params["lr"] for trial in study.trials}) == 12
+    best = study.best
+    assert best is not None
+    assert best.value == max(trial.value for trial in study.trials)
+    text = report(study)
+    assert "12 trials (12 finished)" in text
+    assert text.splitlines()[3].split()[:2] == [str(best.number), "finished"]
+    command = shlex.split(text.splitlines()[-1])
+    assert command[:3] == ["python", "-m", "train"]
+    again = parse(command[3:]).settings
+    assert (again.optim.lr, again.input.batch_size) == (best.params["lr"], int(best.params["batch-size"]))
+    assert sum("after 2 epochs" in line for line in said) == 12
+    assert run(study, stage) == []  # nothing is left to do
+    shares = importances(study)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert max(shares, key=lambda name: shares[name]) == "lr"  # the batch size has no part in the value
+    paths, missing = draw(study)
+    assert (sorted(path.name for path in paths), missing) == (
+        ["history.png", "importance.png", "slices.png"],
+        "",
+    )
+    assert all(np.ptp(np.asarray(Image.open(path))) == 255 for path in paths)
+
+
+def test_trials_that_fail_do_so_alone(open_study: Open) -> None:
+    def part(flags: dict[str, str], number: int, starts: int) -> Part:
+        return {
+            1: Part((), 1, "torch.OutOfMemoryError: CUDA out of memory"),
+            2: Part((float("nan"),), 0),
+            3: Part((40.0,), 1, "the loss is not finite"),
+        }.get(number, good(flags, number, starts))
+
+    study = open_study()
+    said = run(study, Stage(part), trials=5)
+    assert states(study) == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
+    reasons = [study.trials[i].user_attrs[REASON] for i in (1, 2, 3)]
+    assert reasons[0] == "torch.OutOfMemoryError: CUDA out of memory"
+    assert reasons[1] == "no evaluation has a finite top1"
+    assert "trial 3: failed: the loss is not finite" in said
+    assert "CUDA out of memory" in report(study)
+    _, missing = draw(study)
+    assert missing == "importance.png is left out: it takes 5 finished trials, and there are 2"
+
+
+def test_a_training_that_is_killed_goes_on_where_it_was(open_study: Open) -> None:
+    def part(flags: dict[str, str], number: int, starts: int) -> Part:
+        whole = good(flags, number, starts)
+        return Part(whole.values[:1], -signal.SIGKILL) if number == 1 and starts == 1 else whole
+
+    study, stage = open_study(), Stage(part)
+    said = run(study, stage, trials=3)
+    assert states(study) == ["COMPLETE"] * 3
+    assert stage.starts[1] == 2
+    assert "trial 1: killed by signal 9; going on with it" in said
+    assert len((study.folder(1) / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_is_killed_again_and_again_fails(open_study: Open) -> None:
+    study, stage = open_study(), Stage(lambda flags, number, starts: Part((), -signal.SIGKILL))
+    run(study, stage, trials=1)
+    assert (states(study), stage.starts) == (["FAIL"], {0: 3})
+    assert study.trials[0].user_attrs[REASON] == "killed by signal 9, for the 3rd time"
+    assert "no trial has been finished yet" in report(study)
+    assert draw(study) == ([], "no pictures yet: no trial has been finished")
+
+
+def test_trials_without_prospects_are_ended(open_study: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def part(flags: dict[str, str], number: int, starts: int) -> Part:
+        if number == 7:
+            return Part((10.0, 11.0))
+        return Part((50.0, 60.0 + number, 70.0)) if number < 5 else Part((10.0, 11.0, 12.0, 13.0, 14.0))
+
+    monkeypatch.setattr(
+        "train.sweep.loop.last_epoch", lambda folder: 2 if folder.name == "trial-0007" else None
+    )
+
+    study, stage = open_study(replace(PLAN, prune="median")), Stage(part)
+    run(study, stage, trials=8, workers=1)
+    assert states(study) == ["COMPLETE"] * 5 + ["PRUNED"] * 2 + [
+        "COMPLETE"
+    ]  # whose second epoch was its last
+    assert stage.stopped == [5, 6]
+    assert study.trials[5].value == 11  # at the second epoch: the first decides nothing
+    lines = report(study).splitlines()
+    assert [line.split()[1] for line in lines[3:11]] == ["finished"] * 6 + ["pruned"] * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_in_good_order_and_the_same_goes_on(open_study: Open, number: signal.Signals) -> None:
+    polls: list[int] = []
+
+    def on_poll() -> None:
+        polls.append(0)
+        if len(polls) == 8:
+            os.kill(os.getpid(), number)
+
+    study, stage = open_study(), Stage(on_poll=on_poll)
+    with pytest.raises(Stopped) as stopped:
+        run(study, stage, trials=6)
+    assert stopped.value.signal == number
+    assert stage.at_work == set()
+    going = [trial.number for trial in study.trials if trial.state.name == "RUNNING"]
+    assert going == stage.stopped != []
+    assert f"{len(going)} paused" in report(study)
+    for _ in range(3):  # stopping is no death, however often
+        study.pause(taken(open_study().take(1)))
+    before = [trial.params for trial in study.trials]
+    said = run(open_study(), Stage(), trials=6)
+    assert states(study) == ["COMPLETE"] * 6
+    assert [trial.params for trial in study.trials][: len(before)] == before
+    assert said[0].startswith(f"trial {going[0]}: going on with lr ")
+
+
+def taken(held: Held | None) -> Held:
+    assert held is not None
+    return held
+
+
+def test_processes_share_the_trials(open_study: Open) -> None:
+    one, other = open_study(), open_study()
+    numbers = [taken(study.take(5)).number for study in (one, other, one, one, other)]
+    assert numbers == [0, 1, 2, 3, 4]
+    assert one.take(5) is None
+    assert other.take(5) is None  # it does not take what the first has
+
+
+def test_trials_of_a_killed_process_are_taken_over(open_study: Open) -> None:
+    one, other = open_study(), open_study()
+    first, second = taken(one.take(5)), taken(one.take(5))
+    one.report(first, 1, 33.0)
+    os.close(first.lock)  # as the kernel does for who is killed
+    again = taken(other.take(5))
+    assert (again.number, again.values, again.reported) == (first.number, first.values, {1})
+    assert taken(other.take(5)).number == second.number + 1
+    os.close(again.lock)
+    third = taken(open_study().take(5))
+    assert third.number == first.number
+    os.close(third.lock)
+    last = open_study()
+    assert taken(last.take(5)).number == 3  # the third death fails a trial
+    assert last.trials[0].state.name == "FAIL"
+    assert last.trials[0].user_attrs[REASON] == "the process that had it was killed, for the 3rd time"
+
+
+def test_a_process_waits_for_the_trials_of_others(open_study: Open) -> None:
+    one, other = open_study(), open_study()
+    theirs = taken(one.take(4))
+    polls: list[int] = []
+
+    def on_poll() -> None:
+        polls.append(0)
+        if len(polls) == 5:
+            os.close(theirs.lock)
+
+    run(other, Stage(on_poll=on_poll), trials=3)
+    assert states(other) == ["COMPLETE"] * 3
+
+
+def test_proposals_depend_on_seed_number_and_history_alone(empty: Path, tmp_path: Path) -> None:
+    values = []
+    for name in ("a", "b"):
+        shutil.copytree(empty, tmp_path / name)
+        whole = Study(tmp_path / name, PLAN, seed=3)
+        parts = []
+        for _ in range(2):
+            held = taken(whole.take(9))
+            parts.append(held.values)
+            whole.complete(held, 1.0)
+            if name == "b":
+                whole = Study(
+                    tmp_path / name, PLAN, seed=3
+                )  # begun again: it does not propose the same again
+        values.append(parts)
+    assert values[0] == values[1]
+    assert values[0][0] != values[0][1]
+
+
+def checked(**change: object) -> Checked:
+    return Checked(plan=replace(PLAN, **change), config=Config(), fingerprint="abc")  # type: ignore[arg-type]
+
+
+def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
+    settle(tmp_path / "study", checked())
+    settle(tmp_path / "study", checked())
+    assert load_plan(tmp_path / "study" / "study.json") == checked()
+    cases = {
+        r"--search lr=log\(0\.001,1\) → lr=log\(0\.0001,1\)": checked(
+            space=parse_search(["lr=log(1e-4,1)", "batch-size=choice(32,64)"], FLAGS)
+        ),
+        r"--search batch-size=choice\(32,64\) → not there": checked(space=SPACE[:1]),
+        "--metric top1 → loss; --prune none → median": checked(metric="loss", prune="median"),
+        "--data is another dataset": replace(checked(), fingerprint="def"),
+        "--seed 0 → 1": replace(checked(), config=Config(seed=1)),
+    }
+    for reason, other in cases.items():
+        with pytest.raises(FeedlineError, match=f"study holds a study of something else .*{reason}"):
+            settle(tmp_path / "study", other)
+    # Where and how fast it computes is free, as when a run goes on.
+    require_same(checked(), replace(checked(), config=Config(device="cpu", log_every=7)), tmp_path)
+
+
+def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(FeedlineError, match=r"is no study, and holds photo\.jpg"):
+        settle(tmp_path, checked())
+    with pytest.raises(FeedlineError, match=r"is no study .* give one of `sweep`"):
+        load_plan(tmp_path / "study.json")
+    save_plan(checked(), tmp_path / "study.json")
+    damaged = (tmp_path / "study.json").read_text()[:-9]
+    (tmp_path / "study.json").write_text(damaged)
+    with pytest.raises(FeedlineError, match="is damaged"):
+        load_plan(tmp_path / "study.json")
+
+
+def test_the_loss_is_minimised(empty: Path, tmp_path: Path) -> None:
+    plan = replace(PLAN, metric="loss")
+    (tmp_path / "study").mkdir()
+    study = Study(tmp_path / "study", plan)
+    run(study, Stage(lambda flags, number, starts: Part((1.0,) * (1 + number))), trials=3)
+    assert study.best is not None
+    assert (study.best.number, study.best.value) == (2, pytest.approx(1 / 3))
+    assert report(study).splitlines()[3].split()[0] == "2"
+
+
+def test_evaluations_of_averaged_weights_count_where_there_are_some(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"kind": "train", "step": 1}\n{"kind": "eval", "epoch": 1, "top1": 5, "ema_top1": 6}\n'
+        '{"kind": "eval", "epoch": 2, "top1": 7, "ema_to'
+    )
+    assert evaluations(tmp_path, "top1") == {1: 6}
+
+
+@pytest.mark.parametrize(("duration", "epoch"), [("3ep", 3), ("2.5ep", 3), ("500st", None)])
+def test_the_last_epoch_of_a_run(tmp_path: Path, duration: str, epoch: int | None) -> None:
+    assert last_epoch(tmp_path) is None  # it has not begun
+    save(Config(schedule=ScheduleConfig(duration=duration, warmup="0ep")), tmp_path / "config.yaml")
+    assert last_epoch(tmp_path) == epoch
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("epoch 1\nerror: lr is -1; it must be positive\n", "lr is -1; it must be positive"),
+        ("Traceback …\ntorch.OutOfMemoryError: no room\n\nexit\n", "torch.OutOfMemoryError: no room"),
+        ("step 1\rstep 2\rKilled", "Killed"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_line_that_tells_what_was_wrong(tmp_path: Path, output: str, reason: str) -> None:
+    (tmp_path / "output.log").write_text(output)
+    assert last_error(tmp_path / "output.log") == reason
+
+
+def test_trials_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(process, "usable_cores", lambda: 8)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert process.surroundings(2, 3) == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "0"}
+    assert process.share_of_cores(["--lr", "1"], 3) == ["--loader-threads", "2"]
+    assert process.share_of_cores(["--loader_threads=5"], 3) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert process.surroundings(1, 1) == {"CUDA_VISIBLE_DEVICES": "6"}
+
+
+def test_a_training_ends_with_the_sweep_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(child, "_EVERY_S", 0.001)
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr("os.getppid", lambda: next(parents))
+    monkeypatch.setattr("os.kill", lambda *told: sent.append(told))
+    child.end_with(7).join(10)
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+
+
+def test_the_command(flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A real trial; then the same again, and a look at it."""
+    base = (
+        " ".join(flags)
+        .replace("--lr 0.02 ", "")
+        .replace("--epochs 3", "--epochs 1")
+        .replace("--warmup-epochs 1", "--warmup 0ep")
+    )
+    words = [
+        *base.split(),
+        "--search",
+        "lr=log(1e-3,1e-1)",
+        "--trials",
+        "1",
+        "--study",
+        str(tmp_path / "study"),
+    ]
+    assert main(["sweep", *words]) == 0
+    out = capfd.readouterr()
+    assert re.search(r"^trial 0: top1 [\d.]+ after 1 epochs$", out.err, re.MULTILINE)
+    assert "1 trials (1 finished)" in out.out
+    run_folder = tmp_path / "study" / "trial-0000"
+    assert {"config.yaml", "metrics.jsonl", "summary.json", "output.log"} <= {
+        p.name for p in run_folder.iterdir()
+    }
+    assert main(["sweep", *words]) == 0
+    assert "trial 0: lr" not in capfd.readouterr().err
+    assert main(["sweep", "--show", str(tmp_path / "study")]) == 0
+    shown = capfd.readouterr()
+    assert "best: trial 0" in shown.out
+    assert "one flag alone was searched" in shown.err
+    assert main(["sweep", *words, "--label-smoothing", "0.3"]) == 1
+    assert "--label-smoothing 0.1 → 0.3" in capfd.readouterr().err
