@@ -26,7 +26,7 @@ from train.schedule import ScheduleConfig
 from train.stop import Stopped
 from train.sweep import child, process
 from train.sweep.loop import Sweep, evaluations, last_epoch
-from train.sweep.picture import draw, importances
+from train.sweep.picture import _unimportant, draw, importances
 from train.sweep.plan import Checked, Plan, check_plan, load_plan, require_same, save_plan
 from train.sweep.process import last_error
 from train.sweep.space import Dimension, parse_search
@@ -214,8 +214,7 @@ def test_trials_that_fail_do_so_alone(open_study: Open) -> None:
     assert reasons[1] == "no evaluation has a finite top1"
     assert "trial 3: failed: the loss is not finite" in said
     assert "CUDA out of memory" in report(study)
-    _, missing = draw(study)
-    assert missing == "importance.png is left out: it takes 5 finished trials, and there are 2"
+    assert _unimportant(study) == "it takes 5 trials with a value, and there are 2"
 
 
 def test_a_training_that_is_killed_goes_on_where_it_was(open_study: Open) -> None:
@@ -261,28 +260,27 @@ def test_trials_without_prospects_are_ended(open_study: Open, monkeypatch: pytes
     assert [line.split()[1] for line in lines[3:11]] == ["finished"] * 6 + ["pruned"] * 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_in_good_order_and_the_same_goes_on(open_study: Open, number: signal.Signals) -> None:
+def test_a_signal_stops_in_good_order_and_the_same_goes_on(open_study: Open) -> None:
     polls: list[int] = []
 
     def on_poll() -> None:
         polls.append(0)
         if len(polls) == 8:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGINT)
 
     study, stage = open_study(), Stage(on_poll=on_poll)
     with pytest.raises(Stopped) as stopped:
-        run(study, stage, trials=6)
-    assert stopped.value.signal == number
+        run(study, stage, trials=4)
+    assert stopped.value.status == 130
     assert stage.at_work == set()
     going = [trial.number for trial in study.trials if trial.state.name == "RUNNING"]
     assert going == stage.stopped != []
     assert f"{len(going)} paused" in report(study)
     for _ in range(3):  # stopping is no death, however often
-        study.pause(taken(open_study().take(1)))
+        study.pause(taken(study.take(1)))
     before = [trial.params for trial in study.trials]
-    said = run(open_study(), Stage(), trials=6)
-    assert states(study) == ["COMPLETE"] * 6
+    said = run(study, Stage(), trials=4)
+    assert states(study) == ["COMPLETE"] * 4
     assert [trial.params for trial in study.trials][: len(before)] == before
     assert said[0].startswith(f"trial {going[0]}: going on with lr ")
 
@@ -301,7 +299,7 @@ def test_processes_share_the_trials(open_study: Open) -> None:
 
 
 def test_trials_of_a_killed_process_are_taken_over(open_study: Open) -> None:
-    one, other = open_study(), open_study()
+    one, other, one_more = open_study(), open_study(), open_study()
     first, second = taken(one.take(5)), taken(one.take(5))
     one.report(first, 1, 33.0)
     os.close(first.lock)  # as the kernel does for who is killed
@@ -309,13 +307,13 @@ def test_trials_of_a_killed_process_are_taken_over(open_study: Open) -> None:
     assert (again.number, again.values, again.reported) == (first.number, first.values, {1})
     assert taken(other.take(5)).number == second.number + 1
     os.close(again.lock)
-    third = taken(open_study().take(5))
+    third = taken(one_more.take(5))
     assert third.number == first.number
     os.close(third.lock)
-    last = open_study()
-    assert taken(last.take(5)).number == 3  # the third death fails a trial
-    assert last.trials[0].state.name == "FAIL"
-    assert last.trials[0].user_attrs[REASON] == "the process that had it was killed, for the 3rd time"
+    one_more = open_study()
+    assert taken(one_more.take(5)).number == 3  # the third death fails a trial
+    assert one_more.trials[0].state.name == "FAIL"
+    assert one_more.trials[0].user_attrs[REASON] == "the process that had it was killed, for the 3rd time"
 
 
 def test_a_process_waits_for_the_trials_of_others(open_study: Open) -> None:
@@ -467,7 +465,7 @@ def test_the_command(flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixt
     ]
     assert main(["sweep", *words]) == 0
     out = capfd.readouterr()
-    assert re.search(r"^trial 0: top1 [\d.]+ after 1 epochs$", out.err, re.MULTILINE)
+    assert re.search(r"^trial 0: top-1 [\d.]+ % after 1 epochs$", out.err, re.MULTILINE)
     assert "1 trials (1 finished)" in out.out
     run_folder = tmp_path / "study" / "trial-0000"
     assert {"config.yaml", "metrics.jsonl", "summary.json", "output.log"} <= {

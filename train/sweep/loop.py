@@ -15,7 +15,7 @@ from train.distributed import World
 from train.run_folder import RunFolder
 from train.schedule import parse_duration
 from train.stop import REQUEUE, Stopped, StopSignal
-from train.sweep.plan import Metric
+from train.sweep.plan import Metric, worth
 from train.sweep.process import OUTPUT, Running, Start
 from train.sweep.study import Held, Study
 
@@ -123,11 +123,11 @@ class Sweep:
         if status == 0 and RunFolder(held.folder).summary.exists() and finite:
             value = (max if self._study.plan.maximised else min)(finite)
             self._study.complete(held, value)
-            self._say(f"{name}: {metric} {value:.4g} after {len(one.values)} epochs")
+            self._say(f"{name}: {worth(metric, value)} after {len(one.values)} epochs")
         elif one.pruned:
             self._study.prune(held)
             self._say(
-                f"{name}: pruned after epoch {max(one.values)}, {metric} {one.values[max(one.values)]:.4g}"
+                f"{name}: pruned after epoch {max(one.values)}, {worth(metric, one.values[max(one.values)])}"
             )
         elif status < 0 or status in _STOPPED:
             what = f"killed by signal {-status}" if status < 0 else f"stopped from outside (status {status})"
