@@ -1,4 +1,4 @@
-"""Trainings that only write what a training writes, for tests of `python -m train sweep`."""
+"""A plan, and trainings that only write what a training writes, for tests of `python -m train sweep`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from train.sweep.plan import Plan
+from train.sweep.space import parse_search
+
+FLAGS = {
+    "lr",
+    "weight-decay",
+    "batch-size",
+    "epochs",
+    "duration",
+    "flip-tta",
+    "scale",
+    "run-dir",
+    "data",
+    "recipe",
+}
+SPACE = parse_search(["lr=log(1e-3,1)", "batch-size=choice(32,64)"], FLAGS)
+PLAN = Plan(flags=("--data", "somewhere", "--recipe", "digits"), space=SPACE, prune="none")
 
 
 @dataclass

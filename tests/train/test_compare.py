@@ -81,7 +81,7 @@ def evaluate(root: Path, right: np.ndarray, *, fingerprint: str = "insects", epo
     folder.mkdir(parents=True)
     write_parquet(pa.table({"id": np.arange(len(right)), "right": right}), folder / "predictions.parquet")
     about = {
-        "fingerprint": fingerprint, "split": "val", "data": f"/data/{fingerprint}", "epoch": epoch,
+        "fingerprint": fingerprint, "split": "val", "averaged": True, "data": f"/data/{fingerprint}", "epoch": epoch,
         "checkpoint": str(root / "checkpoints" / "best.pt"), "top1": float(100 * right.sum() / N),
         "top5": 100.0, "loss": 0.25, "top1_interval": [10.0, 90.0],
     }  # fmt: skip

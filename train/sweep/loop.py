@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shard.errors import FeedlineError
 from train.config import load
 from train.distributed import World
 from train.run_folder import RunFolder
@@ -17,10 +18,11 @@ from train.schedule import parse_duration
 from train.stop import REQUEUE, Stopped, StopSignal
 from train.sweep.plan import Metric, worth
 from train.sweep.process import OUTPUT, Running, Start
-from train.sweep.study import Held, Study
+from train.sweep.study import REASON, Held, Study
 
 _POLL_S = 0.3
 _WAIT_S = 2.0  # between two looks at what others do
+_HOPELESS = 3  # trials that have failed, and no other has ended
 _STOPPED = (143, 130, REQUEUE)  # exit status of a training that a signal has stopped
 
 
@@ -68,6 +70,7 @@ class Sweep:
 
         Raises:
             Stopped: a signal came; the trainings have saved, and the same command goes on with them.
+            FeedlineError: the first trials have all failed.
         """
         with ExitStack() as stack:
             signals = stack.enter_context(StopSignal(World()))
@@ -77,7 +80,8 @@ class Sweep:
                 if not self._active and not self._study.unfinished():
                     return
                 time.sleep(self._poll_s)
-                self._look()
+                if self._look():
+                    self._require_hope()
             self._stop_all()
             raise Stopped(signals.agreed)
 
@@ -98,13 +102,15 @@ class Sweep:
     def _launch(self, held: Held, slot: int) -> Running:
         return self._start(self._study.plan.trial_flags(held.values), held.folder, slot)
 
-    def _look(self) -> None:
-        """See what the trainings have found and which have ended."""
+    def _look(self) -> bool:
+        """See what the trainings have found; returns whether any has ended."""
+        before = len(self._active)
         for one in list(self._active):
             status = one.running.poll()  # before the metrics, which are complete then
             self._read(one, running=status is None)
             if status is not None:
                 self._ended(one, status)
+        return len(self._active) < before
 
     def _read(self, one: _Active, *, running: bool) -> None:
         one.values = evaluations(one.held.folder, self._study.plan.metric)
@@ -142,6 +148,21 @@ class Sweep:
             self._say(f"{name}: failed: {reason}")
         self._active.remove(one)
         self._looked = -math.inf
+
+    def _require_hope(self) -> None:
+        """End a study whose first trials have all failed: the next ones would, too.
+
+        Raises:
+            FeedlineError: they have; with the reason of the last.
+        """
+        ended = [trial for trial in self._study.trials if trial.state.is_finished()]
+        if len(ended) >= _HOPELESS and all(REASON in trial.user_attrs for trial in ended):
+            self._stop_all()
+            last = ended[-1]
+            raise FeedlineError(
+                f"all {len(ended)} trials have failed, the last one with: {last.user_attrs[REASON]}; "
+                f"see {self._study.folder(last.number) / OUTPUT}; mend it and give the same command again"
+            )
 
     def _stop_all(self) -> None:
         """Stop the trainings in good order."""
