@@ -20,7 +20,6 @@ from train.environment import environment
 
 Say = Callable[[str], None]
 _CHECK_BATCH, _CHECK_S, _CHECK_PREFETCH = 32, 1.5, 3
-_EPOCH_STEPS = 5000  # no measurement lasts longer, and an index of so many rows is small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +198,7 @@ def _feeding(plan: Plan, number: int, batch_size: int) -> Feeding:
     dataset = Dataset.open(config.data)
     split = config.input.train_split
     return Feeding(
-        dataset=with_long_epochs(dataset, split, _EPOCH_STEPS * number * batch_size),
+        dataset=with_long_epochs(dataset, split, number * batch_size),
         split=split,
         transform=config.input.train_transform(),
         batch_size=batch_size,

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from bench.samples import Sample
-from loader import Batch, Loader, Transform
+from bench.stages import endless_batches
+from loader import Loader, Transform
 from loader.affinity import rank_cores
 from loader.backend import Pending
 from loader.jpeg import Decoder
@@ -137,16 +138,18 @@ class Train:
         train_step: perhaps shared with other stages.
         loader: closed with the stage.
         copy: between loader and step, where the loader does not give batches on the device.
+        begin: called before every epoch, such as `page_cache.evict`.
     """
 
     lead_in = 6  # uses up what was prefetched while waiting
 
     def __init__(
-        self, name: str, title: str, train_step: TrainStep, loader: Loader, copy: Copy | None = None
-    ) -> None:
+        self, name: str, title: str, train_step: TrainStep, loader: Loader, copy: Copy | None = None,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.name, self.title = name, title
         self._train_step, self.loader, self._copy = train_step, loader, copy
-        self._batches = endless_batches(loader)
+        self._batches = endless_batches(loader, begin)
         self._left, self._ended = 0, 0.0
         self.seconds = self.wait_s = self.read_wait_s = 0.0
 
@@ -208,9 +211,3 @@ def turns(count: int, batch_size: int) -> Iterator[tuple[int, Ids]]:
         rows = np.arange(first, first + batch_size)
         yield first // count, rows % count
         first += batch_size
-
-
-def endless_batches(loader: Loader) -> Iterator[Batch]:
-    """Batches of one epoch after another."""
-    while True:
-        yield from loader

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.intervals import median_interval
 from shard.errors import FeedlineError
+from train.whole import whole
 
 
 def table(record: dict[str, Any]) -> str:
@@ -23,7 +24,7 @@ def table(record: dict[str, Any]) -> str:
     if rates:
         sure = median_interval(rates[0]).confidence
         lines.append(f"interval: holds the median with {100 * sure:.0f} %; {len(rates[0])} repeats")
-    lines += ["", *(f"{name}: {value:.3f}" for name, value in record["ratios"].items())]
+    lines += ["", *ratio_lines(record)]
     for name, gpu in (record.get("gpu_by_stage") or {"real": record["gpu"]}).items():
         if gpu:
             lines.append(f"GPU, {name}: {_gpu_text(gpu)}")
@@ -33,6 +34,17 @@ def table(record: dict[str, Any]) -> str:
     if hint := record["settings"].get("page_cache_advice"):
         lines.append(hint)
     return "\n".join([*lines, "", verdict(record)])
+
+
+def ratio_lines(record: dict[str, Any]) -> list[str]:
+    """Each ratio of a record with its interval; records of old have none."""
+    intervals = record.get("ratio_intervals", {})
+    lines = []
+    for name, value in record["ratios"].items():
+        one = intervals.get(name)
+        between = f" ({one['low']:.3f} – {one['high']:.3f}, {one['confidence']:.0%})" if one else ""
+        lines.append(f"{name}: {value:.3f}{between}")
+    return lines
 
 
 def _row(stage: dict[str, Any]) -> tuple[str, ...]:
@@ -138,7 +150,15 @@ def picture(record: dict[str, Any], path: Path) -> None:
     ratios = [f"{name} {value:.2f}" for name, value in record["ratios"].items()]
     lines = ["   ·   ".join(ratios[:3]), "   ·   ".join(ratios[3:])]
     axes.set_title("\n".join(line for line in lines if line), fontsize=9, color="#444444", loc="left")
-    figure.savefig(path, dpi=130)
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib as a PNG, whole or not at all, and close it."""
+    from matplotlib import pyplot as plt
+
+    with whole(path) as part:
+        figure.savefig(part, dpi=130, format="png")
     plt.close(figure)
 
 

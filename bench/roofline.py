@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.report import require_matplotlib
+from bench.report import require_matplotlib, save
 
 _NARROW, _ROOF, _REAL, _PLAIN = "#c0392b", "#1b3a57", "#2e8b57", "#9fb3c4"
 _ORDER = ("read", "decode", "loader", "copy", "synthetic")
@@ -81,8 +81,7 @@ def roofline(record: dict[str, Any], path: Path) -> None:
     axes.legend(loc="upper right", frameon=False)
     if least is not None:
         axes.set_title(f"narrowest: {titles[least]}, {rates[least]:,.0f} images/s", color=_NARROW, loc="left")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _rates(record: dict[str, Any]) -> dict[str, float]:

@@ -13,7 +13,16 @@ from typing import Any
 from bench.guard.baseline import Baseline, load, machine_class, save
 from bench.guard.report import table, verdict, verdict_record
 from bench.guard.session import Result, check, measure
-from bench.options import find_device, positive, publish, require_positive, say, training_config
+from bench.options import (
+    find_device,
+    local_folder,
+    positive,
+    publish,
+    require_positive,
+    require_writable,
+    say,
+    training_config,
+)
 from shard.errors import FeedlineError
 from train.config import Config
 from train.environment import environment
@@ -31,7 +40,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "baseline, and exit with 1 where one is worse beyond the noise, naming stage, change and suspect.",
     )
     add = command.add_argument
-    add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add(
+        "--data",
+        type=local_folder,
+        required=True,
+        metavar="DATASET",
+        help="folder made by `python -m shard build`",
+    )
     add("--baseline", type=Path, default=Path("guard.json"), metavar="FILE", help="(default: guard.json)")
     add("--class", dest="machine", metavar="NAME", help="class of machine (default: CPU, cores and GPU)")
     add("--update", action="store_true", help="take the baseline of this class instead of comparing with it")
@@ -63,6 +78,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run(options: argparse.Namespace) -> int:
     require_positive(options.seconds)
+    require_writable(options.out)
     if options.margin < 0:
         raise FeedlineError(f"--margin is {options.margin}; it cannot be negative")
     device = find_device(options.device)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bench.measure import Series, measure, ratio
+from bench.page_cache import state
 from bench.peers import OURS, PEERS, entry
 from bench.peers.augment import operations_per_image, resolve
 from bench.peers.base import Job
@@ -67,7 +68,8 @@ def compare(contest: Contest, device: torch.device, say: Callable[[str], None]) 
     for name in contest.only:
         entry(name)
     augment = resolve(contest.augment) if contest.augment is not None else None
-    samples = len(Dataset.open(contest.data).split(contest.split))
+    split = Dataset.open(contest.data).split(contest.split)
+    samples, size_bytes = len(split), sum(split.shard_bytes)
     if samples < contest.batch_size:
         raise FeedlineError(
             f"{contest.data} has {samples} images in split {contest.split}, less than a batch of "
@@ -91,7 +93,7 @@ def compare(contest: Contest, device: torch.device, say: Callable[[str], None]) 
         "settings": {
             "dataset": str(contest.data), "split": contest.split, "samples": samples, "size": contest.size,
             "batch_size": contest.batch_size, "threads": contest.threads, "device": str(device), "augment": augment,
-            "repeats": contest.repeats, "seconds": contest.seconds, "page_cache": "hot",
+            "repeats": contest.repeats, "seconds": contest.seconds, "page_cache": state(size_bytes),
         },
         "peers": rows,
         "left_out": field.left_out,

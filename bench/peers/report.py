@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from bench.peers import OURS
-from bench.report import require_matplotlib
+from bench.report import require_matplotlib, save
 
 _OURS, _OTHERS, _DIFFERENT = "#1b6ca8", "#c5c5c5", "#e3c9a8"
 
@@ -113,8 +113,7 @@ def picture(record: dict[str, Any], path: Path) -> None:
         f"{work}   ·   batches of {settings['batch_size']}   ·   {settings['threads']} threads or workers{different}",
         fontsize=9, color="#444444", loc="left",
     )  # fmt: skip
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _main_version(peer: dict[str, Any], environment: dict[str, Any]) -> str:

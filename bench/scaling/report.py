@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.report import require_matplotlib
+from bench.report import require_matplotlib, save
 from bench.scaling.law import Law
 from bench.scaling.network import Network
 
@@ -131,8 +131,7 @@ def picture(record: dict[str, Any], path: Path) -> None:
         f"{machine} · {settings['work']}, {work}{images['size']} px, batch {images['batch_size']}, {settings['mode']}",
         fontsize=11,
     )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _draw_speedups(axes: Any, record: dict[str, Any]) -> None:
