@@ -23,6 +23,7 @@ _MAX_SCANS = 200
 KEEPABLE = ("progressive", "arithmetic", "trailing", "warning")
 # Others are read by Pillow's rarer plugins, or run programs (EPS), or are no pictures.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands; ISO/IEC 23008-12
 # What libjpeg warns of when pixels are missing or wrong: nothing can bring them back.
 _LOST = ("premature end", "bad huffman", "bad arithmetic", "found marker", "progression", "bogus")
 _CLOSING = b"\xff\xd9"
@@ -260,7 +261,10 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
-        raise NotAnImageError("not an image") from error
+        heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC
+        raise NotAnImageError(
+            "HEIC, which is not read: save it as JPEG" if heic else "not an image"
+        ) from error
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError(f"more than {MAX_PIXELS} pixels") from error
     except Exception as error:

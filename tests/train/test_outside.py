@@ -117,7 +117,7 @@ def test_what_is_not_turned_is_told_once(
     Image.open(sideways).save(sideways.with_name("q.webp"), exif=Image.open(sideways).getexif())
     flags = ["predict", str(run), str(sideways.parent), "--device", "cpu"]
     for more, said in (
-        ([], rf"note: not turned upright .*: 2 images \({sideways} …\); --exif apply turns them\n"),
+        ([], rf"note: 2 images are not upright \({sideways} …\), .*; --exif apply turns them\n"),
         (["--exif", "strip"], ""),
         (["--exif", "apply"], ""),
     ):

@@ -62,7 +62,7 @@ class _Job:
         self, options: argparse.Namespace, trained: Trained, dataset: Dataset, device: torch.device
     ) -> None:
         self.options, self.trained, self.dataset, self.device = options, trained, dataset, device
-        self.split = options.split or trained.config.input.eval_split
+        self.split = trained.split_of(dataset, options.split)
         self.rows = dataset.split(self.split)
         self.extractor = Extractor(trained.net, options.layer)
 

@@ -30,9 +30,10 @@ def with_exif(trained: Trained, exif: Exif | None) -> Trained:
 def tell_sideways(names: Sequence[str], exif: str | None) -> None:
     """Say that images were not turned upright, unless the flag asked for that."""
     if names and exif is None:
-        images = f"{len(names):,} images ({printable(names[0])} …)" if names[1:] else printable(names[0])
+        first = printable(names[0])
+        who = f"{len(names):,} images are not upright ({first} …)" if names[1:] else f"{first} is not upright"
         print(
-            f"note: not turned upright as the camera noted, since those of the run's dataset were not: {images}; "
+            f"note: {who}, as the camera noted, and the run's dataset was built without turning such images; "
             "--exif apply turns them",
             file=sys.stderr,
         )
