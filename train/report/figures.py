@@ -188,20 +188,22 @@ def by_class(judged: Judged, names: Sequence[str]) -> Table:
         if others.any():
             taken[label] = int(others.argmax())
     own = list(names) != judged.classes  # then the dataset's own names are needed, too
-    heads = ["class", *(["name in the dataset"] if own else []), "precision", "recall", "F1", "images"]
-    rows = []
-    for label, (name, scores) in enumerate(judged.figures["classes"].items()):
-        rows.append(
-            [
-                Cell(names[label]),
-                *([Cell(name)] if own else []),
-                *(_percent(scores[key]) for key in ("precision", "recall", "f1")),
-                Cell(f"{scores['support']:,}", float(scores["support"])),
-                Cell(names[taken[label]] if label in taken else ""),
-            ]
-        )
-    numeric = ("precision", "recall", "F1", "images")
-    columns = [Column(head, head in numeric) for head in (*heads, "most often taken for")]
+    rows = [
+        [
+            Cell(names[label]),
+            *(_percent(scores[key]) for key in ("precision", "recall", "f1")),
+            Cell(f"{scores['support']:,}", float(scores["support"])),
+            Cell(names[taken[label]] if label in taken else ""),
+            *([Cell(name)] if own else []),
+        ]
+        for label, (name, scores) in enumerate(judged.figures["classes"].items())
+    ]
+    columns = [
+        Column("class", False),
+        *(Column(head, True) for head in ("precision", "recall", "F1", "images")),
+        Column("most often taken for", False),
+        *([Column("name in the dataset", False)] if own else []),
+    ]
     return Table(f"Scores of {len(rows):,} classes", columns, rows)
 
 
@@ -243,7 +245,7 @@ def environment(record: Record) -> Table | None:
     for name, value in starts[-1]["environment"].items():
         if isinstance(value, dict):
             rows += [[Cell(f"{name}: {one}"), Cell(str(it))] for one, it in value.items() if it is not None]
-        elif value is not None:
+        elif value is not None and name != "date":  # the history has it
             rows.append([Cell(name.replace("_", " ")), Cell(str(value))])
     return Table("", [Column("what", False), Column("value", False)], rows)
 

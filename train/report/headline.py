@@ -25,12 +25,12 @@ def headline(record: Record, judged: Judged | None, dataset: Dataset | None) -> 
     if record.best is None:
         return [f"{_trained(record, dataset)}. It has not been evaluated yet."]
     top1, (low, high), samples = _accuracy(record, judged)
-    where = "images that it had not been trained on"
+    where = "that it had not been trained on"
     if record.config.input.eval_split == record.config.input.train_split:
-        where = "images, the very ones that it was trained on: that says little about others"
+        where = "that it was trained on, too: that says little about others"
     lines = [
-        f"{_trained(record, dataset)}. It names the right class for {top1:.1f} % of {samples:,} {where} "
-        f"(95 % interval: {low:.1f} – {high:.1f} %)."
+        f"{_trained(record, dataset)}. It names the right class for {top1:.1f} % (95 % interval: {low:.1f} – {high:.1f} %) "
+        f"of {samples:,} images {where}."
     ]
     classes = len(judged.classes) if judged else len(dataset.classes) if dataset else 0
     if classes > 1:

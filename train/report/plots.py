@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from train.page import number_text
 
 _MOST_POINTS, _MOST_BANDS = 300, 60
-_DOTTED = 40  # series of fewer points show them
+_DOTTED = 25  # series of fewer points show them
 Point = tuple[float, float]
 
 
