@@ -83,6 +83,13 @@ def measure(
             return {}
         top1["head"], found["samples"] = result.top1, result.samples
     else:
+        if not hasattr(step.net.model, "forward_head"):
+            if not how:
+                return {}  # the head stays as it is, at random
+            raise FeedlineError(
+                f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would give "
+                "features; use --before none"
+            )
         step.net.eval()
         parts = []
         for split, most in ((config.input.train_split, MOST_TRAIN), (config.input.eval_split, MOST_EVAL)):
