@@ -37,8 +37,9 @@ types: $(VENV)/.installed-dev
 contracts: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
+# Two at a time: many tests wait for processes that they started or killed.
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(GUARD) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -11,12 +11,12 @@ import torch
 
 from bench.accelerator import PASS, Accelerator, feeds, predicted, rate, step_seconds, utilisation
 from bench.accelerator_ranks import Feeding, Ranks
-from bench.environment import environment
 from bench.intervals import Interval, median_interval
 from bench.long_epochs import with_long_epochs
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.config import Config, to_dict
+from train.environment import environment
 
 Say = Callable[[str], None]
 _CHECK_BATCH, _CHECK_S, _CHECK_PREFETCH = 32, 1.5, 3

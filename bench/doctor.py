@@ -17,7 +17,6 @@ import torch
 
 from bench.bottleneck import Costs, judge
 from bench.doctor_record import figures, medians, milliseconds, rounded, suggestion
-from bench.environment import environment
 from bench.intervals import ratio_interval
 from bench.measure import Series, Stage, measure
 from bench.parts import Copy, HostToDevice, Prepare, Train, Windows, device_copy
@@ -34,6 +33,7 @@ from shard.errors import FeedlineError
 from train.build import length_of, make_step
 from train.config import Config, to_dict
 from train.distributed import World
+from train.environment import environment
 from train.step import TrainStep
 from train.synthetic import synthetic_batch
 

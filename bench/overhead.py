@@ -20,7 +20,6 @@ import timm.loss
 import torch
 from torch.nn import functional as F
 
-from bench.environment import environment
 from bench.measure import Series, Stage, measure, ratio
 from bench.stages import endless_batches
 from loader import Batch, Loader
@@ -29,6 +28,7 @@ from train.build import make_step
 from train.config import Config, to_dict
 from train.distributed import World
 from train.engine import WARMUP_STEPS
+from train.environment import environment
 from train.inputs import train_loader
 from train.loss_window import LossWindow, StepRecord
 from train.meter import Meter

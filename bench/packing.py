@@ -18,10 +18,10 @@ import numpy as np
 import simplejpeg
 import torch
 
-from bench.environment import environment
 from bench.measure import children
 from loader.resolve import usable_cores
 from shard.errors import FeedlineError
+from train.environment import environment
 
 # name: title; the order of the table
 CONTESTANTS = {

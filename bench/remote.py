@@ -21,11 +21,11 @@ from typing import Any
 import timm
 import torch
 
-from bench.environment import environment
 from bench.slow_server import SlowServer
 from loader import Loader, Order, RandomResizedCrop, ShardCache
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from train.environment import environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import simplejpeg
 import torch
 
-from bench.environment import environment
 from loader import Loader, Order, PadCrop
 from shard.dataset import Dataset, Split
 from shard.errors import FeedlineError
 from shard.foreign import index_shards
+from train.environment import environment
 
 Ids = npt.NDArray[np.int64]
 _SIDE = 8  # of the images, pixels: nothing but their order is of interest

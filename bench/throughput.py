@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.environment import environment
 from bench.gpu import gpu_figures
 from bench.intervals import Interval, median_interval, ratio_interval
 from bench.measure import Series, Stage, measure, ratio
@@ -26,6 +25,7 @@ from shard.errors import FeedlineError
 from train.build import make_step
 from train.config import Config, to_dict
 from train.distributed import World
+from train.environment import environment
 
 OWN = ("read", "decode", "loader", "copy", "synthetic", "real")
 PEERS = ("dali", "torchvision")  # of those in bench.peers

@@ -142,7 +142,8 @@ class Loader(Position):
             "seed": self._walk.seed,
             "split": self.split.name,
             "dataset": self.dataset.fingerprint,
-            "order": asdict(self._walk.order),
+            # Left out where it does nothing: positions that were saved before there was any go on.
+            "order": {k: v for k, v in asdict(self._walk.order).items() if k != "balance" or v},
         }
 
     @property

@@ -143,7 +143,10 @@ class Dataset:
             FeedlineError: there is no such split, or its index is damaged.
         """
         if name not in self.split_names:
-            raise FeedlineError(f"{self.root} has no split {name!r}; it has {', '.join(self.split_names)}")
+            hint = "; `python -m shard build --val 20%` holds one out" if name == "val" else ""
+            raise FeedlineError(
+                f"{self.root} has no split {name!r}; it has {', '.join(self.split_names)}{hint}"
+            )
         about = self.manifest["splits"][name]
         split = read_split(self.root / name, about["shards"])
         if len(split) != about["samples"]:

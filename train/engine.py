@@ -14,14 +14,15 @@ import torch
 
 from loader import Batch, Loader
 from shard.dataset import Dataset
-from train import summary
+from train import before, summary
 from train.build import length_of, make_step
 from train.checkpoint import rng_state
 from train.config import Config, flat, to_dict
 from train.config import save as save_config
 from train.distributed import World
-from train.evaluate import Predict, Result, augmented, eval_line, evaluate
+from train.evaluate import Result, eval_line
 from train.inputs import eval_loader, first_images, train_loader
+from train.judge import Judge
 from train.mix import Mixing
 from train.resolution import size_at, sizes
 from train.run_folder import RunFolder
@@ -79,19 +80,19 @@ class Trainer:
             made = loader_of(config.input, dataset, config.seed, config.step.accumulate, world, grow)
             self.loader: Loader | SyntheticLoader = made
             stack.enter_context(made)
-            self.eval_loader = stack.enter_context(
-                eval_loader(config.input, dataset, self.loader.batch_size, world)
-            )
+            held_out = stack.enter_context(eval_loader(config.input, dataset, self.loader.batch_size, world))
             self.step = make_step(
                 config,
                 len(dataset.classes),
                 world,
+                dataset=dataset,
                 sizes=len(sizes(grow, config.input.size, self.length)),
                 first_images=None if content else lambda: first_images(config.input, dataset, world.device),
                 resumed=content is not None,
             )
             self.mixing = Mixing(config.mix, config.seed, self.length)
             self.thaw_step = self.length.of(config.freeze.freeze_for, "freeze_for")
+            self.state.own_head = self.step.net.own_head
             kept = 0
             if content is not None:
                 self.state = restore(content, self.step, self.loader, world)
@@ -106,6 +107,7 @@ class Trainer:
                 Gauges(config.telemetry, self.step, world, folder.root, WARMUP_STEPS)
             )
             self.stop = stack.enter_context(StopSignal(world))
+            self.judge = Judge(self.step, held_out, config.evaluation, world, self.stop)
             self._stack = stack.pop_all()
         self.losses = LossWindow(config.log_every, world)
         self.meter = Meter(world.device, WARMUP_STEPS)
@@ -121,6 +123,7 @@ class Trainer:
             Stopped: a signal came; the checkpoint is written.
             NonFiniteError: loss or weights are not finite; no checkpoint is written.
         """
+        self.measure_before()
         try:
             while self.loader.epoch < self.length.epochs and not self.state.ended:
                 self.train_epoch()
@@ -131,6 +134,25 @@ class Trainer:
             raise
         self.saver.wait()
         return self.summarize()
+
+    def measure_before(self) -> None:
+        """Measure once a run what its pretrained weights are worth as they are."""
+        state, config = self.state, self.config
+        if state.step or state.before or config.model.pretrained is None or config.synthetic:
+            return
+        how = before.methods(config.evaluation.before, state.own_head)
+        self.stop.pace()
+        starts_head = config.model.head_init == "probe" and not state.own_head
+        found = before.measure(
+            self.step, config, self.dataset, self.world, how, starts_head, self.evaluate, self.stop.due
+        )
+        if self.stop.agreed:
+            self.save()
+            self.leave()
+        if found:
+            state.before = found
+            self.progress.line(before.before_line(found))
+            self.metrics.write(kind="before", step=0, **found)
 
     def train_epoch(self) -> None:
         """Train the rest of the loader's epoch."""
@@ -163,8 +185,9 @@ class Trainer:
             self.meter.mark("forward_backward")
         self.side = batch.images.shape[1]
         self.state.step += 1
+        weight = self.step.take_weight()
+        share = valid / (self.loader.batch_size * accumulate) if weight is None else weight
         self.step.update(lr, self.state.step)
-        share = valid / (self.loader.batch_size * accumulate)
         self.losses.add(loss, StepRecord(self.state.step, lr, ids, self.loader.epoch, began, share))
         self.meter.mark("optimiser")
         self.meter.count()
@@ -218,6 +241,9 @@ class Trainer:
         if self.config.synthetic:
             self.loader.set_epoch(epoch)
             return  # there is nothing to evaluate, and nothing to save
+        bad = self.world.gather(self.loader.bad_samples)
+        if self.metrics.history is not None:
+            self.metrics.history.bad(sample for rank in bad for sample in rank)
         began = time.perf_counter()
         with self.aside("evaluation"):
             result = self.evaluate()
@@ -225,7 +251,7 @@ class Trainer:
             self.save()  # as before the evaluation, which is repeated when the run goes on
             self.leave()
         with self.aside("evaluation"):
-            averaged = self.evaluate_averaged()
+            averaged = self.judge.averaged()
         if self.stop.agreed:
             self.save()
             self.leave()
@@ -245,21 +271,7 @@ class Trainer:
 
     def evaluate(self) -> Result | None:
         """Evaluate rank 0's model on all ranks; None if a signal came meanwhile."""
-        self.world.broadcast_(self.step.net.buffers())  # running statistics differ between ranks until now
-        self.step.net.eval()
-        return self._evaluate(self.step.predict)
-
-    def evaluate_averaged(self) -> Result | None:
-        """Evaluate rank 0's averaged weights on all ranks; None if there are none, or a signal came meanwhile."""
-        if self.step.ema is None:
-            return None
-        self.world.broadcast_(self.step.ema.net.buffers())
-        return self._evaluate(self.step.predict_averaged)
-
-    def _evaluate(self, predict: Predict) -> Result | None:
-        predict = augmented(predict, self.config.evaluation)
-        self.stop.pace()
-        return evaluate(predict, self.eval_loader, self.world, lambda _: self.stop.due())
+        return self.judge.plain()
 
     def report(self) -> None:
         """Write a line of metrics and show the progress."""

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from shard.errors import FeedlineError
 from train import checkpoint
 from train.checkpoint import DamagedError
 from train.config import Config, differences, from_dict
-from train.model import statistics
 
 _LOCK_WAIT_S = 60.0  # a run that was told to stop may be writing its last checkpoint
 
@@ -31,6 +29,7 @@ class RunFolder:
         config: the resolved configuration.
         metrics: one JSON object a line.
         summary: the result, once finished.
+        history: starts, ends and bad samples, one JSON object a line.
         nonfinite: step, learning rate, sample ids and position, where a run broke.
         checkpoints: folder of the checkpoints.
         last: newest checkpoint.
@@ -42,6 +41,7 @@ class RunFolder:
         self.config = root / "config.yaml"
         self.metrics = root / "metrics.jsonl"
         self.summary = root / "summary.json"
+        self.history = root / "history.jsonl"
         self.nonfinite = root / "nonfinite.json"
         self.checkpoints = root / "checkpoints"
         self.last = self.checkpoints / "last.pt"
@@ -92,7 +92,7 @@ class RunFolder:
             raise FeedlineError(f"cannot make the run folder {self.root}: {error}") from error
         self.nonfinite.unlink(missing_ok=True)
         if fresh:
-            for path in (*self.checkpoints.glob("*.pt*"), self.metrics, self.summary):
+            for path in (*self.checkpoints.glob("*.pt*"), self.metrics, self.summary, self.history):
                 path.unlink(missing_ok=True)
         self._started.write_text(_launch(), encoding="utf-8")
 
@@ -184,35 +184,18 @@ class RunFolder:
         return newest
 
 
-def load_checked(path: Path, config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Load a checkpoint that this run can go on from.
+def require_same(path: Path, content: dict[str, Any], config: Config, dataset: Dataset) -> None:
+    """Make sure that this run can go on from a checkpoint.
 
     Raises:
-        FeedlineError: unreadable, or of another dataset or configuration; lists the keys that differ.
+        FeedlineError: it is of another dataset or configuration; lists the keys that differ.
     """
-    content = checkpoint.load(path)
     afresh = "choose another --run-dir, or start afresh with --resume never (overwrites the run)"
     if content["fingerprint"] != dataset.fingerprint:
         raise FeedlineError(f"{path} was trained on another dataset than {dataset.root}; {afresh}")
     saved = from_dict(Config, content["config"], str(path))
     if changed := differences(saved, config):
         raise FeedlineError(f"{path} is of another configuration ({'; '.join(changed)}); {afresh}")
-    return content
-
-
-def settled(config: Config, content: dict[str, Any] | None) -> Config:
-    """The configuration with what the pretrained weights bring with them: a run must go on without them.
-
-    Args:
-        config: of the run.
-        content: checkpoint that it goes on from, if any.
-    """
-    if content is not None:
-        saved = from_dict(Config, content["config"], "the checkpoint").model
-        mean, std = config.model.mean or saved.mean, config.model.std or saved.std
-    else:
-        mean, std = statistics(config.model)
-    return replace(config, model=replace(config.model, mean=mean, std=std))
 
 
 def _is_whole(path: Path) -> bool:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from train import before
 from train.progress import clock
 from train.run_folder import RunFolder
 
@@ -25,6 +26,10 @@ def show(summary: dict[str, Any], folder: RunFolder) -> None:
             f"nothing was learnt, evaluated or saved\nconfig, metrics, summary: {folder.root}"
         )
         return
+    if summary.get("before"):
+        print(
+            before.table(summary["before"], summary["best_top1"], summary["best_epoch"], summary["samples"])
+        )
     speed = summary["images_per_s"]
     print(
         f"top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} % on {summary['samples']} samples; "

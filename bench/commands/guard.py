@@ -10,13 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.environment import environment
 from bench.guard.baseline import Baseline, load, machine_class, save
 from bench.guard.report import table, verdict, verdict_record
 from bench.guard.session import Result, check, measure
 from bench.options import find_device, positive, publish, require_positive, say, training_config
 from shard.errors import FeedlineError
 from train.config import Config
+from train.environment import environment
 from train.recipes import RECIPES
 
 _DEFAULTS = {"model": "test_resnet", "size": 64, "batch_size": 16}

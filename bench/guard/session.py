@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from bench.environment import environment
 from bench.guard.baseline import Baseline
 from bench.guard.clock import tells_queueing
 from bench.guard.compare import Change, Finding, compare, findings
@@ -17,6 +16,7 @@ from bench.guard.contest import Measured, Patience, contest, summarise
 from bench.guard.pairs import Pair, Workshop
 from bench.intervals import Interval
 from train.config import Config
+from train.environment import environment
 
 _PRECISE = 0.015  # half width of an interval, relative, with which a baseline is content
 Say = Callable[[str], None]

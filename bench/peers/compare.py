@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from bench.environment import environment
 from bench.measure import Series, measure, ratio
 from bench.peers import OURS, PEERS, entry
 from bench.peers.augment import operations_per_image, resolve
@@ -21,6 +20,7 @@ from bench.peers.probe import antialiased, differences, make_probes
 from loader import RandomResizedCrop
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from train.environment import environment
 
 _TEXTURE_IMAGES = 512
 _LEVELS = 12.0  # difference of the mean, in grey levels, that is more than chance

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from bench.environment import environment
 from bench.intervals import median_interval, ratio_interval
 from bench.scaling.law import extrapolate, extremes, fit, speedups
 from bench.scaling.network import Measured, Network, Scenario, fit_network, simulate, worst_error
 from bench.scaling.plan import Plan
 from train.config import to_dict
+from train.environment import environment
 
 RESNET50_BYTES = 25_557_032 * 4  # parameters of ResNet-50 with 1,000 classes, gradients in fp32
 

@@ -6,10 +6,9 @@ import csv
 import io
 import json
 import os
-import re
 import struct
 import zlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,12 @@ from PIL import Image
 
 from loader import Loader, ResizeCenterCrop
 from shard.dataset import Dataset, read_sources
-from shard.image import Checked, Policy
+from shard.image import Checked
 from tests.train.judged import SIDE, lively_run
-from tests.train.outside import pixels_of
-from train import checkpoint
 from train.__main__ import main
 from train.commands.predict import main as predict_command
 from train.inference import Network
-from train.predict import Bad, Predictor, find_images, load_image
+from train.predict import Bad, Predictor, load_image
 from train.trained import Trained, load_trained
 
 
@@ -202,35 +199,6 @@ def test_more_images_than_a_batch_in_order(
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
-def test_names(tmp_path: Path) -> None:
-    for name in ("b.jpg", "a.PNG", ".hidden.jpg", "notes.txt", "sub/c.jpeg", "sub/[1].jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "empty").mkdir()
-
-    def found(*arguments: str, listed: tuple[str, ...] = ()) -> list[str | Bad]:
-        prefix = f"{tmp_path}/"
-        given = find_images([a if a == "-" else prefix + a for a in arguments], [prefix + x for x in listed])
-        return [
-            Bad(x.name.removeprefix(prefix), x.reason) if isinstance(x, Bad) else x.removeprefix(prefix)
-            for x in given
-        ]
-
-    assert found("") == ["a.PNG", "b.jpg", "sub/[1].jpg", "sub/c.jpeg"]
-    assert found("b.jpg", "notes.txt", "b.jpg") == ["b.jpg", "notes.txt", "b.jpg"]
-    assert found("**/*.jp*g") == ["b.jpg", "sub/[1].jpg", "sub/c.jpeg"]
-    assert found("sub/[1].jpg") == ["sub/[1].jpg"]  # a file of that name comes before the pattern
-    assert found("*.gif") == [Bad("*.gif", "no file matches this pattern")]
-    assert found("empty") == [Bad("empty", "no image files in this folder")]
-    assert found("-", "b.jpg", listed=("sub\n", "*.jpg\r\n")) == [
-        "sub/[1].jpg",
-        "sub/c.jpeg",
-        "*.jpg",
-        "b.jpg",
-    ]
-    assert list(find_images(["-"], ["\n", ""])) == []
-
-
 def test_a_list_on_stdin(run: Path, dataset_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     name = dataset_dir.parent / "images" / "val" / "class0" / "0.jpg"
     stdin = io.TextIOWrapper(io.BytesIO(f"{name}\n/caf\udce9.jpg\n".encode("utf-8", "surrogateescape")))
@@ -239,61 +207,6 @@ def test_a_list_on_stdin(run: Path, dataset_dir: Path, monkeypatch: pytest.Monke
     said = capsys.readouterr()
     assert said.out.startswith(str(name))
     assert said.err.startswith("/caf\ufffd.jpg: No such file")
-
-
-@pytest.fixture
-def sideways(tmp_path: Path) -> Path:
-    """A photo of 40 × 20 pixels, white on its left, which is to be turned: what is on the left goes to the top."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    pixels = np.zeros((20, 40, 3), np.uint8)
-    pixels[:, :20] = 255
-    Image.fromarray(pixels).save(tmp_path / "p.jpg", quality=100, exif=exif)
-    return tmp_path / "p.jpg"
-
-
-@pytest.mark.parametrize(
-    ("built", "upright"),
-    [
-        (Policy(exif="apply"), True),
-        (Policy(exif="strip"), False),
-        (Policy(exif="keep"), False),
-        (None, False),
-    ],
-)
-def test_images_are_treated_as_those_of_the_dataset(
-    built: Policy | None, upright: bool, run: Path, sideways: Path, tmp_path: Path
-) -> None:
-    content = checkpoint.load(run / "checkpoints" / "best.pt")
-    content.pop("format")
-    if built is not None:
-        content["images"] = asdict(replace(built, short_side=10, quality=100))
-    checkpoint.save(tmp_path / "other.pt", content)
-    trained = load_trained(run, str(tmp_path / "other.pt"))
-    (pixels,) = pixels_of(trained, sideways).float()  # the middle of the longer side
-    if upright:
-        assert pixels[:8].mean() > 230
-        assert pixels[-8:].mean() < 25
-    else:
-        assert pixels[:, :8].mean() > 230
-        assert pixels[:, -8:].mean() < 25
-    image = load_image(str(sideways), trained.images)
-    assert isinstance(image, Checked)
-    assert min(image.width, image.height) == (20 if built is None else 10)
-
-
-def test_what_is_not_turned_is_told_once(
-    run: Path, sideways: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.open(sideways).save(sideways.with_name("q.webp"), exif=Image.open(sideways).getexif())
-    flags = ["predict", str(run), str(sideways.parent), "--device", "cpu"]
-    for more, said in (
-        ([], rf"note: not turned upright .*: 2 images \({sideways} …\); --exif apply turns them\n"),
-        (["--exif", "strip"], ""),
-        (["--exif", "apply"], ""),
-    ):
-        assert main([*flags, *more]) == 0
-        assert re.fullmatch(said, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

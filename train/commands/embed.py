@@ -19,7 +19,8 @@ from train.features import PENULTIMATE, Extractor, Features, extract
 from train.knn import NEIGHBOURS, Bank, KnnAccuracy
 from train.neighbours import Found, Search, make_sheet
 from train.numerics import set_numerics
-from train.predict.images import Bad, find_images, is_sideways, load_image
+from train.predict.images import Bad, is_sideways, load_image
+from train.predict.names import find_images
 from train.predict.pixels import Pixels
 from train.predict.writers import printable
 from train.trained import Trained, load_trained

@@ -94,7 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add_network(parser)
-    add("images", nargs="+", metavar="IMAGE", help="files, folders, patterns; - reads a list from stdin")
+    add(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, folders, patterns, shards, datasets, URLs of these; - reads a list from stdin",
+    )
     add("--top", type=positive, default=5, metavar="K", help="classes per image (default: 5)")
     add_exif(parser)
     add("--format", choices=FORMATS, help="default: by the suffix of --out, else table")

@@ -1,4 +1,4 @@
-"""Where a record was measured: hardware, versions, commit."""
+"""Where something was trained or measured: hardware, versions, commit."""
 
 from __future__ import annotations
 
