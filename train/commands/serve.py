@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
         head_timeout_s=limits.upload_timeout_s,
         stop_timeout_s=math.ceil(limits.upload_timeout_s + limits.timeout_s) + 1,
     )
+    listener.listen()  # from here on clients may come, and wait until it runs
     about = f"{trained.config.model.arch}, {len(trained.classes):,} classes, {network.device}"
     print(f"{server.url_of(listener)} serves {options.run} ({about}); Ctrl-C stops it", file=sys.stderr)
     server.run(running, listener)
