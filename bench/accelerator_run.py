@@ -13,6 +13,7 @@ from bench.accelerator import PASS, Accelerator, feeds, predicted, rate, step_se
 from bench.accelerator_ranks import Feeding, Ranks
 from bench.intervals import Interval, median_interval
 from bench.long_epochs import with_long_epochs
+from bench.page_cache import state
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.config import Config, to_dict
@@ -70,6 +71,7 @@ def accelerator(plan: Plan, say: Say) -> dict[str, Any]:
             measured[number] = _point(plan, number, say)
         return measured[number]
 
+    split = _dataset(plan.config).split(plan.config.input.train_split)
     asked = point(plan.accelerators)
     estimate = feeds(median(asked["loader_images_per_s"]), plan.accelerator)
     fed, at_least = (
@@ -80,7 +82,7 @@ def accelerator(plan: Plan, say: Say) -> dict[str, Any]:
         "environment": environment(torch.device("cpu")),
         "settings": {
             "dataset": plan.config.data,
-            "page_cache": "hot",
+            "page_cache": state(sum(split.shard_bytes)),
             "repeats": plan.repeats,
             "seconds": plan.seconds,
             "threads": plan.threads,
@@ -192,10 +194,7 @@ def _checked(ratio: float, repeats: Sequence[dict[str, float]]) -> dict[str, Any
 
 
 def _feeding(plan: Plan, number: int, batch_size: int) -> Feeding:
-    config = plan.config
-    if config.data is None:
-        raise FeedlineError("data is missing; give --data DATASET")
-    dataset = Dataset.open(config.data)
+    config, dataset = plan.config, _dataset(plan.config)
     split = config.input.train_split
     return Feeding(
         dataset=with_long_epochs(dataset, split, number * batch_size),
@@ -207,3 +206,9 @@ def _feeding(plan: Plan, number: int, batch_size: int) -> Feeding:
         prefetch=plan.prefetch,
         blocking=plan.blocking,
     )
+
+
+def _dataset(config: Config) -> Dataset:
+    if config.data is None:
+        raise FeedlineError("data is missing; give --data DATASET")
+    return Dataset.open(config.data)

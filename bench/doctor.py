@@ -91,8 +91,8 @@ def diagnose(plan: Plan, device: torch.device, say: Callable[[str], None]) -> di
         "settings": clinic.settings(),
         "stages": [figures(one) for one in series],
         "waits": {
-            "wait_share": round(train.wait_share, 4),
-            "read_wait_share": round(train.read_wait_share, 4),
+            "wait_share": round(middle.wait_share, 4),
+            "read_wait_share": round(middle.read_wait_share, 4),
         },
         "counters": train.loader.counters.as_dict(),
         "costs_per_image": [rounded(asdict(one)) for one in costs],
@@ -226,6 +226,7 @@ class _Clinic:
         prepare, crop = found["prepare"], found.get("crop", found["prepare"])
         augment_core_s = max(0.0, prepare.cpu_s[i] - crop.cpu_s[i]) / 1000
         storage, copy = found["storage"], found.get("copy")
+        wait_share, read_wait_share = train.waits[1 + i]  # after the warm-up
         return Costs(
             storage_s=self.fetched_share / storage.images_per_s[i],
             copy_s=1 / copy.images_per_s[i] if copy is not None else 0.0,
@@ -239,8 +240,8 @@ class _Clinic:
             cores=usable_cores(),
             shared=self.device.type == "cpu",
             real_s=1 / found["real"].images_per_s[i],
-            wait_share=train.wait_share,
-            read_wait_share=train.read_wait_share,
+            wait_share=wait_share,
+            read_wait_share=read_wait_share,
         )
 
     def remedies(self) -> Remedies:

@@ -80,7 +80,9 @@ def verdict(record: dict[str, Any]) -> str:
     if load is None or step is None:
         return "Which stage limits is not known: measure at least loader and synthetic."
     shared = record["settings"]["device"] == "cpu"
-    cause = _loader_cause(rates, load)
+    cause = _loader_cause(
+        rates, load, gpu=decodes_on_gpu(record["default_loader"], record["settings"]["device"])
+    )
     if load < step:
         sentence = f"The loader limits: it gives {load:,.0f} images/s, the training step could take {step:,.0f}{cause}"
     elif real is not None and not shared and real < 0.95 * step:
@@ -100,12 +102,17 @@ def verdict(record: dict[str, Any]) -> str:
     return sentence + "."
 
 
-def _loader_cause(rates: dict[str, float], load: float) -> str:
+def decodes_on_gpu(name: str, device: str) -> bool:
+    """Whether a stage decodes on the GPU, so that what the CPU's cores can decode is no bound of it."""
+    return name in ("dali", "loader_dali") and device != "cpu"
+
+
+def _loader_cause(rates: dict[str, float], load: float, *, gpu: bool) -> str:
     """What limits the loader in its turn."""
     decode, read = rates.get("decode"), rates.get("read")
     if read is not None and read < 1.25 * load:
         return f", and reading limits the loader ({read:,.0f} images/s): use faster storage or smaller images"
-    if decode is not None and load > 0.8 * decode:
+    if decode is not None and load > 0.8 * decode and not gpu:
         return f", and decoding limits the loader (ceiling {decode:,.0f}): use more cores or smaller images"
     return ""
 

@@ -18,6 +18,7 @@ from bench.measure import Series, Stage, measure
 from bench.page_cache import Eviction, advice, memory_bytes, state
 from bench.peers.base import Job
 from bench.peers.isolated import Isolated
+from bench.report import decodes_on_gpu
 from bench.stages import Copy, Decode, Load, Read, Real, Synthetic
 from loader import Loader, RandomResizedCrop
 from shard.dataset import Dataset
@@ -94,7 +95,7 @@ def throughput(plan: Plan, device: torch.device, say: Callable[[str], None]) -> 
             "config": to_dict(config),
         },
         "default_loader": default,
-        "stages": [_figures(one, ceiling(one.name, found, default)) for one in series],
+        "stages": [_figures(one, ceiling(one.name, found, default, device)) for one in series],
         **_ratios(found, default),
         "gpu": gpu.get("real"),
         "gpu_by_stage": gpu,
@@ -187,14 +188,16 @@ class _Maker:
         return stage
 
 
-def ceiling(name: str, found: dict[str, Series], default: str | None) -> Series | None:
+def ceiling(name: str, found: dict[str, Series], default: str | None, device: torch.device) -> Series | None:
     """The stage that bounds this one: decoding is fed by reading, loaders by decoding, training by loader and step."""
     if name == "real":
         above = [found[other] for other in (default, "synthetic") if other in found]
         return min(above, key=lambda one: one.rate, default=None)
     if name in ("read", "copy", "synthetic"):
         return None
-    return found.get("read" if name == "decode" else "decode")
+    if name == "decode" or decodes_on_gpu(name, str(device)):
+        return found.get("read")
+    return found.get("decode")
 
 
 def _figures(one: Series, above: Series | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from train.config import Config
 from train.environment import environment
 from train.recipes import RECIPES
 
+_RUNS, _MARGIN = 5, 0.08
 _DEFAULTS = {"model": "test_resnet", "size": 64, "batch_size": 16}
 
 
@@ -49,15 +51,17 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     add("--baseline", type=Path, default=Path("guard.json"), metavar="FILE", help="(default: guard.json)")
     add("--class", dest="machine", metavar="NAME", help="class of machine (default: CPU, cores and GPU)")
-    add("--update", action="store_true", help="take the baseline of this class instead of comparing with it")
-    add("--runs", type=positive, default=5, help="runs that make a baseline (default: 5)")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument(
+        "--update", action="store_true", help="take the baseline of this class instead of comparing with it"
+    )
+    what.add_argument("--measure", action="store_true", help="measure only, and print the record")
+    add("--runs", type=positive, help=f"with --update: runs that make a baseline (default: {_RUNS})")
     add(
         "--margin",
         type=float,
-        default=0.08,
-        help="with --update: change that is no regression (default: 0.08)",
+        help=f"with --update: change that is no regression (default: {_MARGIN})",
     )
-    add("--measure", action="store_true", help="measure only, and print the record")
     add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")
     add("--split", help="split to read (default: the recipe's training split)")
     add("--model", help=f"any timm model (default: the recipe's, or {_DEFAULTS['model']}, a tiny one)")
@@ -79,8 +83,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _run(options: argparse.Namespace) -> int:
     require_positive(options.seconds)
     require_writable(options.out)
-    if options.margin < 0:
-        raise FeedlineError(f"--margin is {options.margin}; it cannot be negative")
+    if options.margin is not None and not 0 <= options.margin < math.inf:
+        raise FeedlineError(f"--margin is {options.margin}; it cannot be negative, nor without end")
+    for flag in () if options.update else ("margin", "runs"):
+        if getattr(options, flag) is not None:
+            raise FeedlineError(
+                f"--{flag} is given without --update: it belongs to the baseline when that is taken"
+            )
     device = find_device(options.device)
     where = environment(device)
     name = options.machine or machine_class(where)
@@ -120,9 +129,10 @@ def _config(options: argparse.Namespace) -> Config:
 
 def _update(options: argparse.Namespace, name: str, where: dict[str, Any]) -> int:
     """Measure in processes of their own: where a process lies in memory is part of the noise."""
-    records = []
-    for number in range(options.runs):
-        say(f"run {number + 1} of {options.runs}")
+    require_writable(options.baseline)
+    records, count = [], options.runs or _RUNS
+    for number in range(count):
+        say(f"run {number + 1} of {count}")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "record.json")
             command = [
@@ -147,7 +157,11 @@ def _update(options: argparse.Namespace, name: str, where: dict[str, Any]) -> in
         for record in records
     ]
     baseline = Baseline(
-        name=name, margin=options.margin, settings=records[0]["settings"], runs=runs, environment=where
+        name=name,
+        margin=_MARGIN if options.margin is None else options.margin,
+        settings=records[0]["settings"],
+        runs=runs,
+        environment=where,
     )
     save(options.baseline, baseline)
     for stage, signals in runs[0].items():

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from bench.measure import Series, measure, ratio
+from bench.intervals import ratio_interval
+from bench.measure import Series, measure
 from bench.page_cache import state
 from bench.peers import OURS, PEERS, entry
 from bench.peers.augment import operations_per_image, resolve
@@ -185,8 +186,14 @@ class _Field:
 
 
 def _figures(one: Series, ours: Series) -> dict[str, Any]:
+    gain = ratio_interval(ours.images_per_s, one.images_per_s)
     return {
         "images_per_s": [round(rate, 1) for rate in one.images_per_s],
         "cpu_s_per_1000": [round(seconds, 3) for seconds in one.cpu_s],
-        "ours_over_peer": round(ratio(ours, one), 3),
+        "ours_over_peer": round(gain.value, 3),
+        "ours_over_peer_interval": {
+            "low": round(gain.low, 3),
+            "high": round(gain.high, 3),
+            "confidence": round(gain.confidence, 4),
+        },
     }

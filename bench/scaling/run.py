@@ -17,6 +17,7 @@ import torch
 
 from bench.long_epochs import with_long_epochs
 from bench.measure import measure
+from bench.page_cache import state
 from bench.processes import running
 from bench.scaling.plan import Plan
 from bench.scaling.ranks import PROGRESS, Job, Ranks, measure_ranks
@@ -38,14 +39,14 @@ def scaling(plan: Plan, say: Say) -> dict[str, Any] | None:
     """
     if plan.config.data is None:
         raise FeedlineError("data is missing; give --data DATASET")
-    Dataset.open(plan.config.data).split(plan.config.input.train_split)  # before anything is started
+    split = Dataset.open(plan.config.data).split(plan.config.input.train_split)  # before anything is started
     if plan.over == "threads":
         measured: dict[str, Any] | None = {"images_per_s": _threads(plan, say), "all_reduces": []}
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         measured = measure_ranks(_job(plan, int(os.environ["LOCAL_WORLD_SIZE"])), Ranks.join())
     else:
         measured = _torchrun(plan, say)
-    return None if measured is None else make_record(plan, measured)
+    return None if measured is None else make_record(plan, measured, state(sum(split.shard_bytes)))
 
 
 def _threads(plan: Plan, say: Say) -> dict[str, list[float]]:

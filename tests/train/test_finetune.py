@@ -21,10 +21,11 @@ from sklearn.preprocessing import StandardScaler
 from shard.__main__ import main as shard_main
 from train import before, checkpoint
 from train.__main__ import main
-from train.before import methods, probe_top1
+from train.before import methods
 from train.engine import Trainer
 from train.export.formats import load_safetensors
 from train.features import Features
+from train.probe import fit
 from train.telemetry import MEASURED
 from train.trained import load_trained
 
@@ -262,4 +263,4 @@ def test_the_probe_is_scikit_learns_logistic_regression() -> None:
         for part in (slice(200), slice(200, None))
     )
     assert 50 < theirs < 95
-    assert probe_top1(train, held_out, 4) == pytest.approx(theirs, abs=0.51)  # one sample
+    assert fit(train, 4).top1(held_out) == pytest.approx(theirs, abs=0.51)  # one sample
