@@ -87,8 +87,8 @@ def measure(
             if not how:
                 return {}  # the head stays as it is, at random
             raise FeedlineError(
-                f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would give "
-                "features; use --before none"
+                f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would "
+                "give features; use --before none"
             )
         step.net.eval()
         parts = []
