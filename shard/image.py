@@ -40,6 +40,10 @@ class NotAnImageError(BadImageError):
     """Nothing that Pillow knows."""
 
 
+class TooManyPixelsError(BadImageError):
+    """An image of more than `MAX_PIXELS`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """How images are judged and what is done to them.
@@ -115,6 +119,7 @@ def size_of(data: bytes) -> tuple[int, int]:
 
     Raises:
         NotAnImageError: no header that Pillow knows.
+        TooManyPixelsError: so many that Pillow does not say how many.
         BadImageError: a header that it objects to.
     """
     if data[:2] == b"\xff\xd8":
@@ -135,7 +140,7 @@ def _jpeg(data: bytes, policy: Policy) -> Checked:
     except MarkerError as error:
         return _convert(data, policy, "markers", str(error))
     if layout.width * layout.height > MAX_PIXELS:
-        raise BadImageError(f"{layout.width} x {layout.height} pixels, more than {MAX_PIXELS}")
+        raise TooManyPixelsError(f"{layout.width} x {layout.height} pixels, more than {MAX_PIXELS}")
     if layout.precision != 8 or layout.components not in (1, 3):
         return _convert(data, policy, "color")
     turned = layout.orientation != 1 and policy.exif == "apply"
@@ -241,7 +246,7 @@ def _load(data: bytes) -> ImageFile.ImageFile:
         warnings.simplefilter("ignore")  # metadata that is not quite right; size is checked below
         image = _open(data)
         if image.width * image.height > MAX_PIXELS:
-            raise BadImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+            raise TooManyPixelsError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
         if image.format in ("JPEG", "MPO"):
             _limit_scans(_scans(data))
         try:
@@ -261,7 +266,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
             "HEIC, which is not read: save it as JPEG" if heic else "not an image"
         ) from error
     except Image.DecompressionBombError as error:
-        raise BadImageError(f"more than {MAX_PIXELS} pixels") from error
+        raise TooManyPixelsError(f"more than {MAX_PIXELS} pixels") from error
     except Exception as error:
         raise BadImageError(_reason(error)) from error
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "eval": "train.commands.eval",
     "export": "train.commands.export",
     "predict": "train.commands.predict",
+    "report": "train.commands.report",
     "serve": "train.commands.serve",
     "sweep": "train.commands.sweep",
 }
@@ -116,9 +117,9 @@ def run(options: Options, world: World) -> int:
             print(
                 f"going on from {path}: epoch {content['epoch'] + 1}, step {content['step']}", file=sys.stderr
             )
-        if content is None and config.model.pretrained is not None and world.is_main:
-            print(input_line(config), file=sys.stderr)
         with Trainer(config, dataset, world, folder, content, keep_metrics=keep) as trainer:
+            if content is None and config.model.pretrained is not None and world.is_main:
+                print(input_line(config), file=sys.stderr)
             content = None  # as large as the model and its optimiser
             summary = trainer.train()
     if world.is_main:

@@ -20,9 +20,10 @@ from train.checkpoint import rng_state
 from train.config import Config, flat, to_dict
 from train.config import save as save_config
 from train.distributed import World
-from train.evaluate import Result, eval_line
+from train.evaluate import Result
 from train.inputs import eval_loader, first_images, train_loader
 from train.judge import Judge
+from train.logbook import Logbook
 from train.mix import Mixing
 from train.resolution import size_at, sizes
 from train.run_folder import RunFolder
@@ -31,16 +32,7 @@ from train.schedule import lr_at
 from train.state import RunState, capture, restore
 from train.stop import Stopped, StopSignal
 from train.synthetic import SyntheticLoader
-from train.telemetry import (
-    Gauges,
-    LossWindow,
-    Meter,
-    NonFiniteError,
-    Progress,
-    StepRecord,
-    open_metrics,
-    rate_text,
-)
+from train.telemetry import Gauges, LossWindow, Meter, NonFiniteError, StepRecord, open_metrics
 
 WARMUP_STEPS = 5  # of each process, left out of images/s: compilation, first allocations, cold files
 
@@ -112,7 +104,9 @@ class Trainer:
         self.losses = LossWindow(config.log_every, world)
         self.meter = Meter(world.device, WARMUP_STEPS)
         self.side = config.input.size  # of the newest batch's images, pixels
-        self.progress = Progress(active=world.is_main)
+        self.logbook = Logbook(
+            config, self.length, self.metrics, self.meter, self.gauges, active=world.is_main
+        )
         if world.is_main:
             save_config(config, folder.config)
 
@@ -142,14 +136,16 @@ class Trainer:
             return
         how = before.methods(config.evaluation.before, state.own_head)
         self.stop.pace()
-        found = before.measure(self.step, config, self.dataset, self.world, how, self.evaluate, self.stop.due)
+        starts_head = config.model.head_init == "probe" and not state.own_head
+        found = before.measure(
+            self.step, config, self.dataset, self.world, how, starts_head, self.evaluate, self.stop.due
+        )
         if self.stop.agreed:
             self.save()
             self.leave()
         if found:
             state.before = found
-            self.progress.line(before.before_line(found))
-            self.metrics.write(kind="before", step=0, **found)
+            self.logbook.before(found)
 
     def train_epoch(self) -> None:
         """Train the rest of the loader's epoch."""
@@ -238,6 +234,9 @@ class Trainer:
         if self.config.synthetic:
             self.loader.set_epoch(epoch)
             return  # there is nothing to evaluate, and nothing to save
+        bad = self.world.gather(self.loader.bad_samples)
+        if self.metrics.history is not None:
+            self.metrics.history.bad(sample for rank in bad for sample in rank)
         began = time.perf_counter()
         with self.aside("evaluation"):
             result = self.evaluate()
@@ -252,15 +251,8 @@ class Trainer:
         self.loader.set_epoch(epoch)
         state = self.state
         improved = state.judge(epoch, result, averaged, self.config.stop)
-        self.metrics.write(kind="eval", epoch=epoch, step=state.step, **state.last_eval)
-        took_s = time.perf_counter() - began
-        self.progress.line(
-            eval_line(f"{epoch}/{self.length.epochs}", result, took_s, averaged, best=improved)
-        )
-        if warning := self.step.watch.warning():
-            self.progress.line(warning)
-        if state.ended:
-            self.progress.line(f"ending here: {state.ended}")
+        took_s, warning = time.perf_counter() - began, self.step.watch.warning()
+        self.logbook.evaluation(state, epoch, result, averaged, took_s, best=improved, warning=warning)
         self.save(best=improved)
 
     def evaluate(self) -> Result | None:
@@ -269,31 +261,7 @@ class Trainer:
 
     def report(self) -> None:
         """Write a line of metrics and show the progress."""
-        state, rate = self.state, self.meter.report()
-        loss = sum(state.losses) / len(state.losses)
-        state.losses = []
-        lr = self.lr(state.step - 1)
-        speed, share, epoch = (
-            rate.images_per_s(self.config.input.batch_size),
-            rate.wait_share,
-            self.loader.epoch + 1,
-        )
-        self.metrics.write(
-            kind="train",
-            step=state.step,
-            epoch=epoch,
-            loss=loss,
-            lr=lr,
-            images_per_s=speed and round(speed, 1),
-            data_wait_share=share and round(share, 4),
-            **self.gauges.read(rate, self.config.input.batch_size, self.side),
-        )
-        total = self.meter.total
-        left_s = (self.length.steps - state.step) * total.seconds / total.steps if total.steps else None
-        self.progress.update(
-            f"epoch {epoch}/{self.length.epochs}  step {state.step}/{self.length.steps}  "
-            f"loss {loss:.4f}  lr {lr:.4g}  {rate_text(speed, share, left_s)}"
-        )
+        self.logbook.steps(self.state, self.loader.epoch + 1, self.side)
 
     def elapsed_s(self) -> float:
         """Seconds trained, by this process and those before it."""
@@ -331,18 +299,15 @@ class Trainer:
 
     def summarize(self) -> dict[str, Any]:
         """Result of the finished run; rank 0 writes it to summary.json."""
-        speed = self.meter.total.images_per_s(self.config.input.batch_size)
-        found = {
-            **self.state.result(),
-            "epochs": self.loader.epoch,
-            "compiled_graphs": self.step.watch.graphs,
-            "recompiled_graphs": self.step.watch.recompiled,
-            "wall_s": round(self.elapsed_s(), 1),
-            "images_per_s": speed and round(speed, 1),
-            "ranks": self.world.size,
-            "device": self.world.device.type,
-            "synthetic": self.config.synthetic,
-        }
+        found = summary.collect(
+            self.config,
+            self.world,
+            self.state,
+            self.step.watch,
+            self.meter,
+            self.loader.epoch,
+            self.elapsed_s(),
+        )
         if self.world.is_main:
             summary.write(found, self.folder.summary)
         return found

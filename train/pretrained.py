@@ -34,7 +34,7 @@ class OwnInput:
     """The images that weights were trained on.
 
     Attributes:
-        source: who says so, for people.
+        source: where that stands, for people.
         mean: of red, green, blue, for pixels in 0 … 1.
         std: standard deviation of them.
         size: side of training images, pixels.
@@ -88,16 +88,16 @@ def own_input(arch: str, pretrained: Path) -> OwnInput:
         described = path.with_name("config.json")
         if pretrained.is_dir() and described.is_file():
             found = json.loads(described.read_text(encoding="utf-8"))
-            return _of_timm(found.get("pretrained_cfg", found), f"{described} says")
+            return _of_timm(found.get("pretrained_cfg", found), str(described))
     known = timm.get_pretrained_cfg(arch)
     name = arch if known is None or not known.tag or "." in arch else f"{arch}.{known.tag}"
-    return _of_timm({} if known is None else known.to_dict(), f"timm says of {name}")
+    return _of_timm({} if known is None else known.to_dict(), f"timm of {name}")
 
 
 def _of_run(config: dict[str, Any], pretrained: Path) -> OwnInput:
     model, given = config["model"], config["input"]
     return OwnInput(
-        source=f"the run of {pretrained} was trained",
+        source=str(pretrained),
         mean=tuple(model["mean"] or IMAGENET_DEFAULT_MEAN),
         std=tuple(model["std"] or IMAGENET_DEFAULT_STD),
         size=given["size"],
@@ -112,7 +112,7 @@ def _of_timm(known: dict[str, Any], source: str) -> OwnInput:
     _, height, width = found["input_size"]
     if height != width:
         raise FeedlineError(
-            f"{source} that images have {width} × {height} px; only square ones can be trained on"
+            f"{source} has images of {width} × {height} px; only square ones can be trained on"
         )
     interpolation = found["interpolation"]
     if interpolation not in INTERPOLATIONS:

@@ -55,15 +55,11 @@ def input_line(config: Config) -> str:
     assert model.pretrained is not None
     own = own_input(model.arch, model.pretrained)
     mine = {key: getattr(images, key) for key in _OF_THE_MODEL} | {"mean": model.mean, "std": model.std}
-    others = [
-        f"{key} would be {_text(getattr(own, key))}"
-        for key, value in mine.items()
-        if value != getattr(own, key)
-    ]
+    other = [f"{key} {_text(getattr(own, key))}" for key, value in mine.items() if value != getattr(own, key)]
     return (
         f"images: {images.size} px; in evaluation {images.eval_size} px out of {images.eval_resize}; "
-        f"{images.interpolation}; mean {_text(model.mean)}, std {_text(model.std)}, as {own.source}"
-        + (f", except that {', '.join(others)}" if others else "")
+        f"{images.interpolation}; mean {_text(model.mean)}, std {_text(model.std)}; "
+        + (f"but {own.source} has {', '.join(other)}" if other else f"as {own.source} has it")
     )
 
 

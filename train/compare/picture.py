@@ -32,7 +32,10 @@ def draw(found: Comparison, path: Path) -> int:
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
     front = sorted(((cost, top1) for _, cost, top1, on in points if on), key=lambda point: point[0])
     if front:
-        axes.plot(*zip(*front, strict=True), "-", color=_BLUE, lw=1.2, alpha=0.6, zorder=1)
+        # What the front reaches at a cost between two runs is what the cheaper of them does.
+        steps = "steps-post" if found.cost.less else "steps-pre"
+        axes.plot(*zip(*front, strict=True), "-", color=_BLUE, lw=1.2, alpha=0.6, drawstyle=steps, zorder=1)
+    _intervals(axes, found, {run.name: cost for run, cost, _, _ in points})
     kinds: dict[str, tuple[str, Any]] = {
         "Pareto front": ("o", lambda run, on: on),
         "beaten": ("s", lambda run, on: not on and run.finished),
@@ -63,6 +66,16 @@ def draw(found: Comparison, path: Path) -> int:
     return len(points)
 
 
+def _intervals(axes: Any, found: Comparison, costs: dict[str, float]) -> None:
+    """Draw 95 % intervals of top-1 where all runs were evaluated on the same samples."""
+    if found.shared.lacking:
+        return
+    for name, one in found.shared.evaluated.items():
+        if name in costs:
+            axes.plot([costs[name]] * 2, one.figures["top1_interval"], color=_GREY, lw=1, zorder=1)
+    axes.plot([], [], color=_GREY, lw=1, label="95 % interval of top-1")
+
+
 def _name(axes: Any, points: list[tuple[str, float, float]]) -> None:
     """Write names beside points; a name goes below where the one of a near point is above."""
     spread = np.ptp([cost for _, cost, _ in points]) or 1
@@ -73,6 +86,6 @@ def _name(axes: Any, points: list[tuple[str, float, float]]) -> None:
         above = not (near and near[-1][2])
         placed.append((cost, top1, above))
         axes.annotate(
-            name, (cost, top1), xytext=(0, 8 if above else -8), textcoords="offset points", ha="center",
+            name, (cost, top1), xytext=(6, 6 if above else -6), textcoords="offset points", ha="left",
             va="bottom" if above else "top", fontsize=8,
         )  # fmt: skip

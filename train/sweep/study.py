@@ -257,7 +257,7 @@ def _sampler(dimensions: int, seed: int, number: int) -> optuna.samplers.BaseSam
 def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
     """Median: worse than half of the others at that epoch, from the second on. Halving: asynchronous, by thirds."""
     if plan.prune == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
     if plan.prune == "halving":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     return optuna.pruners.NopPruner()
