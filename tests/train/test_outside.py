@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import tarfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -156,6 +158,19 @@ def test_datasets_and_shards_hold_images(
     assert isinstance(some[0], Bad)
     assert (some[0].name, "not found" in some[0].reason) == (f"{server.url}/val/shard-000001.tar", True)
     assert isinstance(load_image(f"{server.url}/none.jpg", Policy()), Bad)
+
+
+def test_patterns_of_shards_in_a_bucket(
+    dataset_dir: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"{s3}/{uuid.uuid4().hex}"
+    fs, inside = fsspec.core.url_to_fs(url)
+    fs.put(str(dataset_dir), inside, recursive=True)
+    far = packed(Dataset.open(dataset_dir), url)
+    assert every(url) == far
+    assert every(f"{url}/val/*.tar") == [one for one in far if "/val/" in one.name]
+    assert every(f"{url}/none/*.tar") == [Bad(f"{url}/none/*.tar", "no shard matches this pattern")]
 
 
 def make_tar(path: Path, members: Sequence[tuple[str, bytes]], mode: str = "w") -> None:
