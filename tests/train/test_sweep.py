@@ -101,7 +101,7 @@ def test_trials_that_fail_do_so_alone(open_study: Open) -> None:
     assert reasons[1] == "no evaluation has a finite top1"
     assert "trial 3: failed: the loss is not finite" in said
     assert "CUDA out of memory" in report(study)
-    assert _unimportant(study) == "it takes 5 trials with a value, and there are 2"
+    assert _unimportant(study) == "it takes 10 trials with a value, and there are 2"
 
 
 def test_a_study_without_hope_ends(open_study: Open) -> None:
