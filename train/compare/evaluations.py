@@ -110,10 +110,10 @@ def require_comparable(runs: Sequence[Run], common: Shared) -> None:
         for run in runs
         if run.name in on
     ]
-    commands = "".join(f"\n  {command}" for command in common.lacking.values())
+    commands = "; ".join(common.lacking.values())
     raise FeedlineError(
         f"these runs were evaluated on different data, so their accuracies say nothing about each other "
-        f"({'; '.join(texts)}); evaluate all on one dataset:{commands}"
+        f"({'; '.join(texts)}); evaluate all on one dataset: {commands}"
     )
 
 
