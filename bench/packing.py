@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -14,13 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from threading import BrokenBarrierError
 from typing import Any
 
-import numpy as np
-import simplejpeg
 import torch
 
+from bench.decode_ceiling import decode_all
 from bench.intervals import ratio_figures
 from bench.measure import children
 from bench.page_cache import state
@@ -41,7 +38,6 @@ CONTESTANTS = {
 # Of all: some shards per worker, as in a large dataset, where the last ones do not leave workers idle.
 SHARD_BYTES = 64_000_000
 _FIRST_LOOK_S, _INTERVAL_S = 0.1, 1.0  # at the memory: each stops the process for some milliseconds
-_START_S = 120.0
 _RATIOS = (("header", "shardwriter"), ("header", "tar"), ("decode", "ceiling"))
 
 
@@ -121,7 +117,7 @@ def _figures(
 def _measure(name: str, source: Path, files: list[Path], out: Path) -> tuple[float, float | None]:
     """Seconds of a contestant, and its peak memory in MiB where it is a command of its own."""
     return (
-        (_decode_all(files, usable_cores()), None) if name == "ceiling" else _run(_command(name, source, out))
+        (decode_all(files, usable_cores()), None) if name == "ceiling" else _run(_command(name, source, out))
     )
 
 
@@ -168,47 +164,6 @@ def _resident_mib(pid: str) -> float:
     except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
         return 0.0
     return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("Pss:")), 0.0)
-
-
-def _decode_all(files: list[Path], workers: int) -> float:
-    """Seconds that `workers` processes take to decode all files, once they have started."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(workers + 1)
-    processes = [
-        context.Process(
-            target=_decode_share, args=([str(f) for f in files[i::workers]], barrier), daemon=True
-        )
-        for i in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        barrier.wait(_START_S)
-        began = time.perf_counter()
-        for process in processes:
-            process.join()
-        took = time.perf_counter() - began
-    except BrokenBarrierError as error:
-        raise FeedlineError(f"the decode ceiling did not start within {_START_S:.0f} s") from error
-    finally:
-        for process in processes:
-            process.terminate()
-    if failed := [process.exitcode for process in processes if process.exitcode]:
-        raise FeedlineError(
-            f"the decode ceiling failed (status {failed[0]}, see above); is every file of --source a JPEG?"
-        )
-    return took
-
-
-def _decode_share(files: list[str], barrier: Any) -> None:
-    scratch = np.empty(1 << 20, np.uint8)
-    barrier.wait()
-    for name in files:
-        data = Path(name).read_bytes()
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        if scratch.size < height * width * 3:
-            scratch = np.empty(height * width * 3, np.uint8)
-        simplejpeg.decode_jpeg(data, "RGB", buffer=scratch[: height * width * 3], strict=False)
 
 
 def table(record: dict[str, Any]) -> str:

@@ -87,8 +87,8 @@ def measure(
             if not how:
                 return {}  # the head stays as it is, at random
             raise FeedlineError(
-                f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would give "
-                "features; use --before none"
+                f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would "
+                "give features; use --before none"
             )
         step.net.eval()
         parts = []
@@ -108,6 +108,8 @@ def measure(
         if probe is not None and starts_head and start_head(step.net, probe, config.input.eval_size):
             world.broadcast_(step.net.parameters())  # ranks may round differently
             found["head"] = "probe"
+    if not how and found["head"] == "random":
+        return {}
     return found | {"took_s": round(time.perf_counter() - began, 1)}
 
 

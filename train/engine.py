@@ -136,7 +136,8 @@ class Trainer:
             return
         how = before.methods(config.evaluation.before, state.own_head)
         self.stop.pace()
-        starts_head = config.model.head_init == "probe" and not state.own_head
+        model = config.model
+        starts_head = model.head_init == "probe" and model.head == "linear" and not state.own_head
         found = before.measure(
             self.step, config, self.dataset, self.world, how, starts_head, self.evaluate, self.stop.due
         )

@@ -13,6 +13,7 @@ import pytest
 
 from bench import packing
 from bench.__main__ import main
+from bench.decode_ceiling import decode_all, decode_share
 from bench.packing import CONTESTANTS
 from bench.processes import running
 from shard.errors import FeedlineError
@@ -26,7 +27,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return [sys.executable, "-S", "-c", f"import os; os.mkdir({str(out)!r}); print({name!r})"]
 
     monkeypatch.setattr(packing, "_command", command)
-    monkeypatch.setattr(packing, "_decode_all", lambda files, workers: 0.5)
+    monkeypatch.setattr(packing, "decode_all", lambda files, workers: 0.5)
 
 
 def words(images: Path, scratch: Path, *more: str) -> list[str]:
@@ -63,7 +64,7 @@ def test_what_goes_wrong_leaves_nothing(
     def interrupt(files: list[Path], workers: int) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packing, "_decode_all", interrupt)
+    monkeypatch.setattr(packing, "decode_all", interrupt)
     assert main(words(images, tmp_path / "scratch")) == 130
     assert list((tmp_path / "scratch").iterdir()) == []
     (tmp_path / "file").touch()
@@ -73,10 +74,10 @@ def test_what_goes_wrong_leaves_nothing(
 
 def test_the_ceiling_tells_a_file_that_is_no_jpeg(images: Path, tmp_path: Path) -> None:
     files = sorted((images / "val").glob("*/*"))
-    packing._decode_share(list(map(str, files)), threading.Barrier(1))
+    decode_share(list(map(str, files)), threading.Barrier(1))
     (tmp_path / "not.jpg").write_text("no image")
     with pytest.raises(FeedlineError, match=r"is every file of --source a JPEG\?"):
-        packing._decode_all([*files, tmp_path / "not.jpg"], 1)
+        decode_all([*files, tmp_path / "not.jpg"], 1)
 
 
 def test_a_command_that_fails_says_why_and_one_that_lasts_tells_its_memory() -> None:

@@ -94,4 +94,4 @@ def test_the_command_prints_and_writes_the_record(tmp_path: Path, capsys: pytest
 )
 def test_plans_that_cannot_be(change: dict[str, int], message: str) -> None:
     with pytest.raises(FeedlineError, match=message):
-        Plan(samples=200, **change)  # type: ignore[arg-type]
+        Plan(**{"samples": 200, "batch_size": 20} | change)

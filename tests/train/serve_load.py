@@ -1,6 +1,6 @@
 r"""Load and harm for `python -m train serve`, and what batching is worth.
 
-    python tests/train/serve_load.py RUN [--photos FOLDER]
+    python -m tests.train.serve_load RUN [--photos FOLDER]
 
 Starts the service as a process. First 500 requests at once, twice: photos as bodies, forms and chunks among truncated
 files, 50 MB bodies with and without their length, bombs, wrong types, and clients that are slow or hang up. Every
@@ -18,31 +18,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import random
+import os
 import re
 import signal
 import statistics
-import struct
 import subprocess
 import sys
 import time
-import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-import aiohttp
 import numpy as np
 from PIL import Image
 
+from tests.train.serve_clients import Attack, session
+
 UPLOAD_TIMEOUT_S = 20
 GROWTH_MB = 300  # that the memory of the server may grow by between two rounds
-LARGE = 50_000_000  # bytes
-CLOSED = 0  # in place of a status: no answer
-_PATIENCE = aiohttp.ClientTimeout(total=600)
 
 
 class Server:
@@ -63,6 +55,11 @@ class Server:
         found = re.search(rf"{what}:\s+(\d+) kB", status)
         assert found
         return int(found[1]) / 1e3
+
+    def cpu_s(self) -> float:
+        """CPU time so far, of all threads."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def __enter__(self) -> Server:
         """Return itself."""
@@ -91,134 +88,6 @@ def photos_of(folder: Path | None, count: int) -> list[bytes]:
     return photos
 
 
-def bomb(side: int) -> bytes:
-    """A PNG of a few kilobytes that says it has `side` × `side` pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(1_000_000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-
-
-async def _chunks(size: int) -> AsyncIterator[bytes]:
-    block = bytes(65_536)
-    for start in range(0, size, len(block)):
-        yield block[: size - start]
-
-
-async def _parts(data: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), 16_384):
-        yield data[start : start + 16_384]
-
-
-class Attack:
-    """The requests of a round: (what it is, status that it must get, how it is sent)."""
-
-    def __init__(self, session: aiohttp.ClientSession, url: str, photos: list[bytes]) -> None:
-        self._session, self._url = session, url
-        self.photos = photos
-        self.seconds: list[float] = []
-        self.again = 0
-        self.answers: dict[int, set[str]] = {}
-
-    def requests(self) -> list[tuple[str, int, Callable[[], Awaitable[int]]]]:
-        """All 500, in random order."""
-        jpeg = self.photos[0]
-        kinds: list[tuple[int, str, int, Callable[[], Awaitable[int]]]] = [
-            (25, "50 MB", 413, lambda: self._post(_chunks(LARGE), {"Content-Length": str(LARGE)})),
-            (25, "50 MB in chunks", 413, lambda: self._post(_chunks(LARGE))),
-            (50, "truncated", 422, lambda: self._post(jpeg[: len(jpeg) // 2])),
-            (25, "bomb of 2,500 million pixels", 413, lambda: self._post(bomb(50_000))),
-            (25, "bomb of 100 million pixels", 413, lambda: self._post(bomb(10_000))),
-            (20, "text", 415, lambda: self._post(b"I am no image")),
-            (10, "JSON", 415, lambda: self._post(b"{}", {"Content-Type": "application/json"})),
-            (10, "empty", 422, lambda: self._post(b"")),
-            (10, "wrong field", 400, lambda: self._form(jpeg, "image")),
-            (25, "slow body", 408, lambda: self._slow(b"Content-Length: 99999\r\n\r\n", b"x")),
-            (25, "slow head", CLOSED, lambda: self._slow(b"", b"a: b\r\n")),
-            (25, "hangs up", CLOSED, lambda: self._hang_up(jpeg)),
-        ]
-        every = [(what, status, send) for count, what, status, send in kinds for _ in range(count)]
-        photos = 500 - len(every)
-        every += [("photo", 200, partial(self.photo, number)) for number in range(photos)]
-        random.Random(0).shuffle(every)
-        return every
-
-    async def until_taken(self, send: Callable[[], Awaitable[int]]) -> int:
-        """Send, and again a second after each 503, as Retry-After asks for."""
-        while (status := await send()) == 503:
-            self.again += 1
-            await asyncio.sleep(1)
-        return status
-
-    async def photo(self, number: int) -> int:
-        """Send a photo, in one of three ways, and note how long it took."""
-        which = number % len(self.photos)
-        data, begin = self.photos[which], time.perf_counter()
-        if number % 4 == 1:
-            sent: Any = {"data": _as_form(data, "file")}
-        else:
-            sent = {"data": _parts(data) if number % 4 == 2 else data}
-        async with self._session.post(f"{self._url}/predict", **sent) as reply:
-            text = await reply.text()
-            assert reply.status != 503 or reply.headers["Retry-After"] == "1"
-        self.seconds.append(time.perf_counter() - begin)
-        if reply.status == 200:
-            likeliest = max((await reply.json())["predictions"], key=lambda one: one["probability"])
-            self.answers.setdefault(which, set()).add(f"{likeliest['class']} {likeliest['probability']:.2f}")
-        elif reply.status != 503:
-            print(f"  photo: {reply.status} {text}")
-        return reply.status
-
-    async def _post(self, data: Any, headers: dict[str, str] | None = None) -> int:
-        async with self._session.post(f"{self._url}/predict", data=data, headers=headers) as reply:
-            assert "detail" in await reply.json()
-            return reply.status
-
-    async def _form(self, data: bytes, name: str) -> int:
-        async with self._session.post(f"{self._url}/predict", data=_as_form(data, name)) as reply:
-            return reply.status
-
-    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        place = urlsplit(self._url)
-        reader, writer = await asyncio.open_connection(place.hostname, place.port)
-        writer.write(b"POST /predict HTTP/1.1\r\nHost: x\r\n")
-        return reader, writer
-
-    async def _slow(self, head: bytes, drop: bytes) -> int:
-        reader, writer = await self._open()
-        writer.write(head)
-        first = asyncio.ensure_future(reader.readline())
-        while not first.done():
-            writer.write(drop)
-            await asyncio.wait({first}, timeout=0.5)
-        writer.close()
-        try:
-            return int(first.result().split()[1])
-        except (OSError, IndexError):
-            return CLOSED
-
-    async def _hang_up(self, data: bytes) -> int:
-        _, writer = await self._open()
-        whole = random.random() < 0.5
-        writer.write(b"Content-Length: %d\r\n\r\n" % len(data) + (data if whole else data[:1000]))
-        await writer.drain()
-        writer.close()
-        return CLOSED
-
-
-def _as_form(data: bytes, name: str) -> aiohttp.FormData:
-    form = aiohttp.FormData()
-    form.add_field(name, data, filename="a.jpg", content_type="image/jpeg")
-    return form
-
-
-def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=_PATIENCE)
-
-
 def _quantiles(seconds: list[float]) -> str:
     found = np.percentile(seconds, [50, 95, 99])
     return "  ".join(f"p{q} {value:.2f} s" for q, value in zip((50, 95, 99), found, strict=True))
@@ -226,13 +95,13 @@ def _quantiles(seconds: list[float]) -> str:
 
 async def harm(server: Server, photos: list[bytes]) -> None:
     """Two rounds of 500 requests at once."""
-    async with _session() as session:
-        idle = Attack(session, server.url, photos)
+    async with session() as client_session:
+        idle = Attack(client_session, server.url, photos)
         for number in range(len(photos)):
             assert await idle.photo(number) == 200
         memory = [server.memory_mb()]
         for turn in (1, 2):
-            attack = Attack(session, server.url, photos)
+            attack = Attack(client_session, server.url, photos)
             requests, begin = attack.requests(), time.perf_counter()
             found = await asyncio.gather(*(attack.until_taken(send) for _, _, send in requests))
             taken = time.perf_counter() - begin
@@ -240,7 +109,7 @@ async def harm(server: Server, photos: list[bytes]) -> None:
             wrong = Counter((what, status, got) for (what, status, _), got in pairs if got != status)
             assert not wrong, f"(what, expected, got): {dict(wrong)}"
             assert attack.answers == idle.answers, "not what an idle server says"
-            async with session.get(f"{server.url}/health") as health:
+            async with client_session.get(f"{server.url}/health") as health:
                 assert (health.status, (await health.json())["waiting"]) == (200, 0)
             memory.append(server.memory_mb())
             codes = Counter(got for got in found)
@@ -258,8 +127,8 @@ async def harm(server: Server, photos: list[bytes]) -> None:
 
 async def load(server: Server, photos: list[bytes], requests: int, clients: int) -> tuple[float, list[float]]:
     """Photos from so many clients at a time: images/s, and seconds each."""
-    async with _session() as session:
-        attack = Attack(session, server.url, photos)
+    async with session() as client_session:
+        attack = Attack(client_session, server.url, photos)
         left = iter(range(requests))
 
         async def client() -> None:
@@ -278,25 +147,32 @@ def compare(options: argparse.Namespace, photos: list[bytes]) -> None:
         Server(options.run, *flags, "--max-batch", "32") as batches,
         Server(options.run, *flags, "--max-batch", "1") as single,
     ):
-        rates: dict[str, list[float]] = {"--max-batch 32": [], "--max-batch 1": []}
-        seconds: dict[str, list[float]] = {name: [] for name in rates}
+        servers = {"--max-batch 32": batches, "--max-batch 1": single}
+        seconds: dict[str, list[float]] = {name: [] for name in servers}
+        rates: dict[str, list[float]] = {name: [] for name in servers}
+        per_cpu: dict[str, list[float]] = {name: [] for name in servers}
         for turn in range(options.repeats + 1):
-            for name, server in zip(rates, (batches, single), strict=True):
+            for name, server in servers.items():
+                before = server.cpu_s()
                 rate, each = asyncio.run(load(server, photos, options.requests, options.clients))
                 if turn:  # the first warms up
-                    rates[name].append(rate)
                     seconds[name] += each
+                    rates[name].append(rate)
+                    per_cpu[name].append(options.requests / (server.cpu_s() - before))
     print(
         f"{options.requests} photos from {options.clients} clients, {options.repeats} times each, in turns:"
     )
-    for name in rates:
-        low, high = min(rates[name]), max(rates[name])
-        print(
-            f"  {name:14}  median {statistics.median(rates[name]):.1f} images/s ({low:.1f} … {high:.1f})  "
-            f"{_quantiles(seconds[name])}"
-        )
-    ratios = [a / b for a, b in zip(*rates.values(), strict=True)]
-    print(f"  ratio by turn: median {statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
+    for name in servers:
+        print(f"  {name:14}  images/s {_spread(rates[name])}  {_quantiles(seconds[name])}")
+        # What other processes leave of the machine changes the former, but hardly this.
+        print(f"  {'':14}  images per CPU second of the server {_spread(per_cpu[name])}")
+    for what, values in (("images/s", rates), ("images per CPU second", per_cpu)):
+        ratios = [a / b for a, b in zip(*values.values(), strict=True)]
+        print(f"  {what}, with batches ÷ without, by turn: {_spread(ratios)}")
+
+
+def _spread(values: list[float]) -> str:
+    return f"median {statistics.median(values):.2f} ({min(values):.2f} … {max(values):.2f})"
 
 
 if __name__ == "__main__":

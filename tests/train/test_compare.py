@@ -27,7 +27,7 @@ from train.commands.compare import main as compare_command
 from train.compare.pareto import COSTS, on_front, pareto_front
 from train.compare.runs import _names, differing
 from train.compare.significance import compare_all, holm, mcnemar, paired_interval
-from train.compare.tables import verdict
+from train.compare.tables import _settings, verdict
 from train.config import load, save, to_dict
 
 CLASSES = ("ant", "bee", "cat")
@@ -198,6 +198,13 @@ def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
     table = capsys.readouterr().out.splitlines()
     assert table[0].count("|") == table[1].count("|") == table[2].count("|")
     assert table[2].startswith("| fast | finished | 60.00 |")
+
+
+def test_settings_of_many_runs_stand_below_each_other(runs: list[Path]) -> None:
+    found = compare(runs)
+    assert [row[0] for row in _settings(found)] == ["", "batch_size", "lr"]
+    many = replace(found, runs=found.runs * 2, differing={k: v * 2 for k, v in found.differing.items()})
+    assert _settings(many)[:3] == [("", "batch_size", "lr"), ("fast", "64", "0.1"), ("slow", "32", "0.3")]
 
 
 def test_significance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,9 +113,23 @@ def test_before_and_after_stand_side_by_side(tuned: Path, capsys: pytest.Capture
         "step": 0,
     }
     show = before.table(found, summary["best_top1"], summary["best_epoch"], summary["samples"])
-    assert [line.split("  ")[0] for line in show.splitlines()] == [
+    assert [line.split("  ")[0] for line in show.splitlines()[:3]] == [
         "before, kNN", "before, linear probe", "after, best",
     ]  # fmt: skip
+    worse = before.table(found, 10.0, 1, 28)
+    assert "the training took something away" in worse
+    assert "took" not in before.table(found, 100.0, 1, 28)
+
+
+def test_a_new_head_starts_as_the_probe(trees: Path, source: Path, tuned: Path, tmp_path: Path) -> None:
+    text = (
+        f"--data {trees} --recipe finetune --pretrained {source} --arch test_efficientnet --device cpu --batch-size 8 "
+        f"--epochs 1 --precision fp32 --loader-threads 1 --drop-path 0 --lr 1e-9 --final-lr 0 --before none "
+        f"--keep-statistics --run-dir {tmp_path}"
+    )
+    assert main(text.split()) == 0
+    probe = json.loads((tuned / "summary.json").read_text())["before"]["top1"]["probe"]
+    assert json.loads((tmp_path / "summary.json").read_text())["best_top1"] == probe
 
 
 @pytest.mark.parametrize("stop", [3, EPOCH])

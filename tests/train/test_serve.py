@@ -232,6 +232,11 @@ def test_mistakes(lively_dir: Path, tmp_path: Path, capsys: Any, monkeypatch: py
     assert "which is no folder" in error_of(str(tmp_path / "none"), "--port", "0")
     assert "is no run folder" in error_of(str(tmp_path), "--port", "0")
     with monkeypatch.context() as patched:
+        patched.setattr("torch.cuda.is_available", lambda: False)
+        assert "--device is 'cuda', but torch finds no GPU" in error_of(
+            str(lively_dir), "--port", "0", "--device", "cuda"
+        )
+    with monkeypatch.context() as patched:
         for name in [name for name in sys.modules if name.startswith(("train.serve", "uvicorn"))]:
             patched.delitem(sys.modules, name)
         patched.setitem(sys.modules, "uvicorn", None)

@@ -101,7 +101,7 @@ def test_trials_that_fail_do_so_alone(open_study: Open) -> None:
     assert reasons[1] == "no evaluation has a finite top1"
     assert "trial 3: failed: the loss is not finite" in said
     assert "CUDA out of memory" in report(study)
-    assert _unimportant(study) == "it takes 5 trials with a value, and there are 2"
+    assert _unimportant(study) == "it takes 10 trials with a value, and there are 2"
 
 
 def test_a_study_without_hope_ends(open_study: Open) -> None:
@@ -128,7 +128,7 @@ def test_what_is_killed_again_and_again_fails(open_study: Open) -> None:
     study, stage = open_study(), Stage(lambda flags, number, starts: Part((), -signal.SIGKILL))
     run(study, stage, trials=1)
     assert (states(study), stage.starts) == (["FAIL"], {0: 3})
-    assert study.trials[0].user_attrs[REASON] == "killed by signal 9, for the 3rd time"
+    assert study.trials[0].user_attrs[REASON] == "killed by signal 9, 3 times"
     assert "no trial has been finished yet" in report(study)
     assert draw(study) == ([], "no pictures yet: no trial has been finished")
 
@@ -207,7 +207,28 @@ def test_trials_of_a_killed_process_are_taken_over(open_study: Open) -> None:
     one_more = open_study()
     assert taken(one_more.take(5)).number == 3  # the third death fails a trial
     assert one_more.trials[0].state.name == "FAIL"
-    assert one_more.trials[0].user_attrs[REASON] == "the process that had it was killed, for the 3rd time"
+    assert one_more.trials[0].user_attrs[REASON] == "the process that had it was killed, 3 times"
+
+
+def test_a_trial_that_ends_just_now_is_not_taken_over(
+    open_study: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = open_study(), open_study()
+    theirs, lock = taken(one.take(1)), other._lock
+
+    def late(number: int) -> int | None:
+        one.complete(theirs, 5.0)
+        return lock(number)
+
+    monkeypatch.setattr(other, "_lock", late)
+    assert other.take(1) is None
+    assert states(other) == ["COMPLETE"]
+
+
+def test_a_damaged_database(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(b"no database " * 100)
+    with pytest.raises(FeedlineError, match=r"study\.db cannot be used: .*not a database"):
+        Study(tmp_path, PLAN)
 
 
 def test_a_process_waits_for_the_trials_of_others(open_study: Open) -> None:

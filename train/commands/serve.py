@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import socket
 import sys
 from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 from shard.errors import FeedlineError
 from train.commands.computing import add_forward, with_decoding
@@ -14,6 +17,9 @@ from train.commands.options import add_network, find_device, positive, require_f
 from train.commands.outside import add_exif, with_exif
 from train.inference import Network
 from train.trained import load_trained
+
+if TYPE_CHECKING:
+    from train.serve.app import Limits
 
 _DESCRIPTION = """Answer HTTP requests with the likeliest classes of the images that are sent: POST /predict. Images are
 decoded as `python -m train predict` does, and computed in batches of those that come at the same time. GET / tells what
@@ -32,15 +38,8 @@ def main(argv: Sequence[str]) -> int:
         raise FeedlineError("serve is one process: leave torchrun out")
     try:
         from train.serve import app, server
-        from train.serve.classifier import Classifier
     except ImportError as error:
         raise FeedlineError(f"serve needs {error.name}: pip install 'feedline[serve]'") from error
-    listener = server.bind(options.host, options.port)
-    trained = load_trained(require_folder(options.run), options.checkpoint, weights=options.weights)
-    trained = with_exif(with_decoding(trained, options), options.exif)
-    network = Network(
-        trained, find_device(options.device), precision=options.precision, flip_tta=options.flip_tta
-    )
     limits = app.Limits(
         max_body_bytes=round(options.max_body_mb * 1e6),
         max_pixels=round(options.max_megapixels * 1e6),
@@ -49,6 +48,21 @@ def main(argv: Sequence[str]) -> int:
         queue=options.queue,
         max_batch=options.max_batch,
         max_wait_s=options.max_wait_ms / 1000,
+    )
+    # The address before the network, which takes its time.
+    with closing(server.bind(options.host, options.port)) as listener:
+        _serve(options, limits, listener)
+    return 0
+
+
+def _serve(options: argparse.Namespace, limits: Limits, listener: socket.socket) -> None:
+    from train.serve import app, server
+    from train.serve.classifier import Classifier
+
+    trained = load_trained(require_folder(options.run), options.checkpoint, weights=options.weights)
+    trained = with_exif(with_decoding(trained, options), options.exif)
+    network = Network(
+        trained, find_device(options.device), precision=options.precision, flip_tta=options.flip_tta
     )
     service = app.Service(trained, limits)
     classifier = Classifier(trained, network, max_pixels=limits.max_pixels, on_batch=service.metrics.batch)
@@ -66,7 +80,6 @@ def main(argv: Sequence[str]) -> int:
     service.batcher.close()
     classifier.close()
     print("stopped", file=sys.stderr)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from train.compare.tables import Comparison
 from train.whole import whole
 
@@ -49,8 +47,6 @@ def draw(found: Comparison, path: Path) -> int:
             axes.plot(
                 *zip(*chosen, strict=True), mark, color=colour, mfc=fill, mew=1.6, ms=8, label=label, zorder=2
             )
-    if len(points) <= _NAMED:
-        _name(axes, [(run.name, cost, top1) for run, cost, top1, _ in points])
     costs = [cost for _, cost, _, _ in points]
     if min(costs) > 0 and max(costs) / min(costs) > _LOG:
         axes.set_xscale("log")
@@ -59,7 +55,9 @@ def draw(found: Comparison, path: Path) -> int:
     axes.set_ylabel("top-1, %")
     axes.set_title("Accuracy against cost", fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=9)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=4)
+    if len(points) <= _NAMED:
+        _name(figure, axes, [(run.name, cost, top1) for run, cost, top1, _ in points])
     with whole(path) as aside:
         figure.savefig(aside, dpi=130, format="png")
     plt.close(figure)
@@ -76,16 +74,15 @@ def _intervals(axes: Any, found: Comparison, costs: dict[str, float]) -> None:
     axes.plot([], [], color=_GREY, lw=1, label="95 % interval of top-1")
 
 
-def _name(axes: Any, points: list[tuple[str, float, float]]) -> None:
-    """Write names beside points; a name goes below where the one of a near point is above."""
-    spread = np.ptp([cost for _, cost, _ in points]) or 1
-    placed: list[tuple[float, float, bool]] = []
-    height = np.ptp([top1 for _, _, top1 in points]) or 1
-    for name, cost, top1 in sorted(points, key=lambda point: (point[1], point[2])):
-        near = [p for p in placed if abs(p[0] - cost) < 0.15 * spread and abs(p[1] - top1) < 0.08 * height]
-        above = not (near and near[-1][2])
-        placed.append((cost, top1, above))
-        axes.annotate(
-            name, (cost, top1), xytext=(6, 6 if above else -6), textcoords="offset points", ha="left",
-            va="bottom" if above else "top", fontsize=8,
-        )  # fmt: skip
+def _name(figure: Any, axes: Any, points: list[tuple[str, float, float]]) -> None:
+    """Write names beside points, below each other where points are too near for that."""
+    figure.draw_without_rendering()  # now the axes have their place
+    width, height = (size * figure.dpi / 72 for size in (70, 9))  # of a name, pixels
+    placed: list[tuple[float, float]] = []
+    for name, cost, top1 in sorted(points, key=lambda point: -point[2]):
+        x, y = axes.transData.transform((cost, top1))
+        lowest = min((other for at, other in placed if abs(at - x) < width), default=float("inf"))
+        down = max(0.0, y - (lowest - height))
+        placed.append((x, y - down))
+        below = 3 - down * 72 / figure.dpi  # points; a little above a front that goes on to the right
+        axes.annotate(name, (cost, top1), xytext=(7, below), textcoords="offset points", fontsize=8)

@@ -29,15 +29,15 @@ def headline(record: Record, judged: Judged | None, dataset: Dataset | None) -> 
     if record.config.input.eval_split == record.config.input.train_split:
         where = "that it was trained on, too: that says little about others"
     lines = [
-        f"{_trained(record, dataset)}. It names the right class for {top1:.1f} % (95 % interval: {low:.1f} – {high:.1f} %) "
-        f"of {samples:,} images {where}."
+        f"{_trained(record, dataset)}. It names the right class for {top1:.1f} % (95 % interval: {low:.1f} – "
+        f"{high:.1f} %) of {samples:,} images {where}."
     ]
     classes = len(judged.classes) if judged else len(dataset.classes) if dataset else 0
     if classes > 1:
         lines.append(
             f"Guessing among {classes:,} classes would be right {number_text(100 / classes)} % of the time."
         )
-    if record.before:
+    if record.before.get("top1"):
         lines.append(_before(record, top1))
     return lines
 

@@ -155,10 +155,12 @@ def round_numbers(low: float, high: float, *, whole: bool = False, about: int = 
         whole: of 1 at least.
         about: how many.
     """
-    span = (high - low) or abs(high) or 1.0
+    span, scale = high - low, max(abs(low), abs(high))
+    if span <= 1e-9 * scale or span < 1e-100:  # no room for numbers between them
+        span = scale if scale > 1e-100 else 1.0
     step = 10.0 ** math.floor(math.log10(span / about))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= about)
     if whole:
         step = max(1.0, step)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(step * i, 12) for i in range(first, max(last, first + 1) + 1)]
+    return [step * i for i in range(first, max(last, first + 1) + 1)]

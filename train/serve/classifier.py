@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from shard.errors import FeedlineError
 from shard.image import MAX_PIXELS, BadImageError, NotAnImageError, TooManyPixelsError, size_of
 from train.inference import Network, top_classes
 from train.predict import Bad, Given, Pixels, load_image
@@ -107,11 +108,20 @@ class Classifier:
         return [Answer(best[: one.top], shares[: one.top], one.sideways) for one, best, shares in rows]
 
     def warm(self, max_batch: int) -> None:
-        """Run the smallest and the largest batch: kernels are chosen, and if memory is short it shows now."""
-        black = torch.zeros(self._size, self._size, 3, dtype=torch.uint8)
-        for size in (1, max_batch):
-            images = black.expand(size, *black.shape).contiguous().to(self._network.device)
-            self._network.logits(images).cpu()
+        """Run the smallest and the largest batch, so that what takes its time or memory at first does so now.
+
+        Raises:
+            FeedlineError: a GPU has not as much memory.
+        """
+        shape, device = (self._size, self._size, 3), self._network.device
+        try:
+            for size in (1, max_batch):
+                black = torch.zeros(size, *shape, dtype=torch.uint8, device=device)
+                self._network.logits(black).cpu()
+        except torch.OutOfMemoryError as error:
+            raise FeedlineError(
+                f"a batch of {max_batch} does not fit into the memory of {device}; give a smaller --max-batch"
+            ) from error
 
     def close(self) -> None:
         """End the decoder's threads."""

@@ -16,7 +16,7 @@ from train.sweep.study import Study
 from train.whole import whole
 
 HISTORY, IMPORTANCE, SLICES = "history.png", "importance.png", "slices.png"
-_LEAST = 5  # trials, for a forest to say anything
+_LEAST = 10  # trials, for a forest to say anything
 # Okabe and Ito's colours, which people with any colour vision tell apart; marks differ in shape as well.
 _BLUE, _ORANGE, _RED, _GREY = "#0072B2", "#E69F00", "#D55E00", "#8a8a8a"
 _PANELS = 4  # a row
