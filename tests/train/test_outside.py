@@ -195,6 +195,7 @@ def test_shards_of_others(tmp_path: Path) -> None:
     for shard in ("plain.tar", "packed.tar.gz"):
         wanted = [Given(f"{tmp_path}/{shard}/{name}", b"%d" % i) for i, name in enumerate(names, start=1)]
         assert every(tmp_path / shard) == wanted
+    assert every(tmp_path / "pl*") == every(tmp_path / "plain.tar")
     (none,) = every(tmp_path / "texts.tar")
     assert none == Bad(f"{tmp_path}/texts.tar", "no images in this shard")
     *before, last = every(tmp_path / "cut.tar")

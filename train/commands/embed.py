@@ -13,7 +13,7 @@ from loader.show import save
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.commands.options import add_run, find_device, positive, require_folder, with_suffix
-from train.commands.outside import add_exif, tell_sideways, with_exif
+from train.commands.outside import add_exif, lines, tell_sideways, with_exif
 from train.feature_file import FeatureFile
 from train.features import PENULTIMATE, Extractor, Features, extract
 from train.knn import NEIGHBOURS, Bank, KnnAccuracy
@@ -101,12 +101,14 @@ class _Job:
         """
         policy = self.trained.images
         names, loaded = [], []
-        for found in find_images(self.options.search, ()):
+        for found in find_images(self.options.search, lines()):
             image = found if isinstance(found, Bad) else load_image(found, policy)
             if isinstance(image, Bad):
                 raise FeedlineError(f"cannot search for {image.name}: {image.reason}")
             names.append(found if isinstance(found, str) else found.name)
             loaded.append(image)
+        if not loaded:
+            raise FeedlineError("--search names no images; give files, folders or patterns")
         with Pixels(self.trained, self.device, len(loaded)) as pixels:
             decoded = pixels(loaded)
         for row, reason in decoded.bad.items():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from shard.image import Exif
@@ -25,6 +26,12 @@ def add_exif(parser: argparse.ArgumentParser) -> None:
 def with_exif(trained: Trained, exif: Exif | None) -> Trained:
     """The same network, with images from outside turned as the flag says."""
     return trained if exif is None else replace(trained, images=replace(trained.images, exif=exif))
+
+
+def lines() -> Iterator[str]:
+    """Names on standard input, which need not be UTF-8."""
+    for line in sys.stdin.buffer:
+        yield os.fsdecode(line)
 
 
 def tell_sideways(names: Sequence[str], exif: str | None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from shard.errors import FeedlineError
 from train.commands.computing import add_computing, with_decoding
 from train.commands.options import add_network, find_device, positive, require_folder
-from train.commands.outside import add_exif, tell_sideways, with_exif
+from train.commands.outside import add_exif, lines, tell_sideways, with_exif
 from train.inference import Network
 from train.predict import Bad, Prediction, Predictor, find_images, predict
 from train.predict.writers import FORMATS, SUFFIXES, WRITERS, printable, save_parquet
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     top = min(options.top, len(trained.classes))
     tally = _Tally()
     with Predictor(trained, network, batch_size=options.batch_size, top=top) as predictor:
-        found = find_images(options.images, _lines())
+        found = find_images(options.images, lines())
         try:
             _write(_good(predict(found, predictor), tally), form, options.out, top)
         except BrokenPipeError:  # `| head` has seen enough
@@ -69,12 +69,6 @@ class _Tally:
     good: int = 0
     bad: int = 0
     sideways: list[str] = field(default_factory=list)
-
-
-def _lines() -> Iterator[str]:
-    """Names on standard input, which need not be UTF-8."""
-    for line in sys.stdin.buffer:
-        yield os.fsdecode(line)
 
 
 def _good(results: Iterable[Prediction | Bad], tally: _Tally) -> Iterator[Prediction]:

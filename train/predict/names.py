@@ -44,7 +44,7 @@ def _expand(name: str, *, patterns: bool) -> Iterator[str | Given | Bad]:
             yield Bad(name, "no file matches this pattern")
         for one in found:
             if not os.path.isdir(one):  # `**` gives folders beside what is in them
-                yield one
+                yield from find_packed(one) if is_packed(one) else (one,)
     else:
         yield name  # reading it says what is wrong with it
 
