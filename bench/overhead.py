@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from bench.intervals import ratio_figures
 from bench.measure import Series, Stage, measure
 from bench.report import ratio_lines
-from bench.stages import endless_batches
+from bench.stages import LR, endless_batches
 from loader import Batch, Loader
 from shard.dataset import Dataset
 from train.build import make_step
@@ -43,7 +43,6 @@ from train.step import TrainStep
 from train.synthetic import synthetic_batch
 
 _ENDLESS = 10**9  # steps
-_LR = 1e-3  # small enough that a long measurement does not diverge
 
 
 class Reference:
@@ -63,7 +62,7 @@ class Reference:
         self._dtype = autocast_dtype(config.step.precision)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype == torch.float16)
         for group in self._optimizer.param_groups:
-            group["lr"] = _LR
+            group["lr"] = LR
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
@@ -153,8 +152,8 @@ class Ours:
         mix = self._mixing(0, number, batch.ids, batch.images)
         loss += step.forward_backward(batch.images, batch.labels, batch.valid, mix=mix)
         self._meter.mark("forward_backward")
-        step.update(_LR)
-        self._losses.add(loss, StepRecord(number, _LR, [batch.ids]))
+        step.update(LR)
+        self._losses.add(loss, StepRecord(number, LR, [batch.ids]))
         self._meter.mark("optimiser")
         self._meter.count()
         if number % self._log_every == 0:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from bench.samples import Sample
-from bench.stages import endless_batches
+from bench.stages import endless_batches, synchronize, train_on
 from loader import Loader, Transform
 from loader.affinity import rank_cores
 from loader.backend import Pending
@@ -27,10 +28,7 @@ from loader.resolve import make_backend
 from train.step import TrainStep
 
 Copy = Callable[[torch.Tensor], torch.Tensor]
-_READERS, _FETCHES = 4, 4  # as in loader.loader and loader.remote
-_READ_AHEAD = 4  # batches whose bytes are asked for, as the loader does
 _IN_WORK = 2  # batches in decoding
-_LR = 1e-3  # small enough that a long measurement does not diverge
 
 
 class Windows:
@@ -154,10 +152,9 @@ class Train:
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
         batch = next(self._batches)
-        images = batch.images if self._copy is None else self._copy(batch.images)
-        self._train_step.forward_backward(images, batch.labels, batch.valid)
-        self._train_step.update(_LR)
-        return batch.num_valid, 0
+        if self._copy is not None:
+            batch = replace(batch, images=self._copy(batch.images))
+        return train_on(self._train_step, batch), 0
 
     @property
     def waits(self) -> list[tuple[float, float]]:
@@ -190,12 +187,6 @@ def device_copy(device: torch.device) -> Copy | None:
     if device.type == "cpu":
         return None
     return lambda images: images.to(device, non_blocking=True)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def turns(count: int, batch_size: int) -> Iterator[tuple[int, Ids]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +35,18 @@ def table(record: dict[str, Any]) -> str:
     if hint := record["settings"].get("page_cache_advice"):
         lines.append(hint)
     return "\n".join([*lines, "", verdict(record)])
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> list[str]:
+    """Rows as lines, their cells flush right but for those of the columns `left`."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def ratio_lines(record: dict[str, Any]) -> list[str]:

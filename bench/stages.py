@@ -17,7 +17,7 @@ from shard.dataset import Split
 from train.step import TrainStep
 
 _CHUNK = 64  # images per step of the first two stages
-_LR = 1e-3  # small enough that a long measurement does not diverge
+LR = 1e-3  # small enough that a long measurement does not diverge
 
 
 class Read:
@@ -99,7 +99,7 @@ class Load:
 
     def synchronize(self) -> None:
         """Wait for the GPU, where batches are made there."""
-        _synchronize(self._loader.device)
+        synchronize(self._loader.device)
 
     def close(self) -> None:
         """See `Stage.close`."""
@@ -123,7 +123,7 @@ class Copy:
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
-        _synchronize(self._there.device)
+        synchronize(self._there.device)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -143,7 +143,7 @@ class Synthetic:
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
-        _synchronize(self._train_step.world.device)
+        synchronize(self._train_step.world.device)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -165,7 +165,7 @@ class Real:
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
-        _synchronize(self._train_step.world.device)
+        synchronize(self._train_step.world.device)
 
     def close(self) -> None:
         """See `Stage.close`."""
@@ -182,7 +182,7 @@ def endless_batches(loader: Loader, begin: Callable[[], None] = lambda: None) ->
 def train_on(train_step: TrainStep, batch: Batch) -> int:
     """Do one training step, and return the images it had."""
     train_step.forward_backward(batch.images, batch.labels, batch.valid)
-    train_step.update(_LR)
+    train_step.update(LR)
     return batch.num_valid
 
 
@@ -191,7 +191,8 @@ def _encoded_bytes(loader: Loader, batch: Batch) -> int:
     return int(loader.split.size[ids[ids >= 0]].sum())
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

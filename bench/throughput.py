@@ -210,7 +210,7 @@ def _figures(one: Series, above: Series | None) -> dict[str, Any]:
         "title": one.title,
         "images_per_s": rounded(one.images_per_s, 1),
         "images_per_s_interval": _interval(median_interval(one.images_per_s)),
-        "mb_per_s": rounded(one.mb_per_s, 1),
+        "mb_per_s": rounded(one.mb_per_s, 4),  # a slow training reads little
         "cpu_s_per_1000": rounded(one.cpu_s, 3),
         "step_ms": rounded(one.step_ms, 2),
         "step_ms_percentiles": {f"p{p}": round(float(np.percentile(steps, p)), 2) for p in (50, 95, 99)}

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from bench.peers import OURS
-from bench.report import require_matplotlib, save
+from bench.report import aligned, require_matplotlib, save
 
 _OURS, _OTHERS, _DIFFERENT = "#1b6ca8", "#c5c5c5", "#e3c9a8"
 
@@ -31,14 +31,7 @@ def table(record: dict[str, Any]) -> str:
             peer["output"],
         ]
         rows.append(row + (["" if operations is None else f"{operations:.2f}"] if augmented else []))
-    left = (0, 6)  # columns of text
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = aligned(rows, left=(0, 6))  # columns of text
     lines += ["", *(f"* {p['title']}: {'; '.join(p['differences'])}" for p in peers if p["differences"])]
     lines += [f"{p['title']}: {versions(p)}{'; ' + p['note'] if p['note'] else ''}" for p in peers]
     lines += ["", *(f"left out: {p['title']}: {p['why']}" for p in record["left_out"])]

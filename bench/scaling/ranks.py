@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from bench.long_epochs import with_long_epochs
 from bench.scaling.network import Measured
-from bench.stages import endless_batches
+from bench.stages import endless_batches, synchronize, train_on
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.build import make_step
@@ -171,11 +171,8 @@ def _train(job: Job, group: _Group) -> tuple[float, int]:
         def train(steps: int) -> float:
             began = time.perf_counter()
             for _ in range(steps):
-                batch = next(batches)
-                step.forward_backward(batch.images, batch.labels, batch.valid)
-                step.update(1e-3)
-            if world.device.type == "cuda":
-                torch.cuda.synchronize()
+                train_on(step, next(batches))
+            synchronize(world.device)
             return time.perf_counter() - began
 
         train(_WARM_STEPS)

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.report import require_matplotlib, save
+from bench.report import aligned, require_matplotlib, save
 from bench.scaling.law import Law
 from bench.scaling.network import Network
 
@@ -39,7 +39,7 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         f"{settings['work']}, {settings['mode']} scaling over {unit}",
         "",
-        *_aligned(rows),
+        *aligned(rows),
         "",
         law_text(record),
     ]
@@ -94,16 +94,11 @@ def _scenario(scenario: dict[str, Any]) -> list[str]:
         )
         for p in scenario["points"]
     ]
-    return [head, about, *_aligned(rows)]
+    return [head, about, *aligned(rows)]
 
 
 def _gb_per_s(beta_s: float) -> str:
     return f"{1e-9 / beta_s:,.2f} GB/s" if beta_s else "no limit of bandwidth seen"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def picture(record: dict[str, Any], path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import mmap
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,39 @@ from bench import page_cache
 from bench.__main__ import main
 from bench.gpu import gpu_figures
 from bench.page_cache import Eviction, advice, resident_share
+from bench.peers.base import Job
 from bench.stages import Copy
 from shard.dataset import Dataset, Split
 
 QUICK = ["--repeats", "1", "--seconds", "0.05", "--batch-size", "8", "--size", "32"]
 
 
-def test_throughput_end_to_end(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+class Stub:
+    """In place of `Isolated`, whose processes tests/bench/test_peers.py starts."""
+
+    output, note, lead_in = "", "", 1
+
+    def __init__(self, name: str, job: Job) -> None:
+        self.name, self.title, self.job = name, name, job
+
+    def make(self) -> None:
+        assert self.job.crop.size == 32
+
+    def step(self) -> tuple[int, int]:
+        time.sleep(0.001)
+        return self.job.batch_size, 0
+
+    def synchronize(self) -> None:
+        """Nothing runs."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def test_throughput_end_to_end(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.throughput.Isolated", Stub)
     arguments = [
         "throughput",
         "--data",
@@ -38,6 +65,7 @@ def test_throughput_end_to_end(dataset: Dataset, tmp_path: Path, capsys: pytest.
         "read", "decode", "loader_torch", "loader_dali", "dali", "torchvision", "synthetic", "real",
     ]  # fmt: skip
     assert record["default_loader"] == "loader_torch"
+    assert set(record["ratio_intervals"]) == set(record["ratios"])
     assert set(record["ratios"]) == {
         "loader / decode ceiling",
         "loader / plain DALI",
