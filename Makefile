@@ -19,7 +19,7 @@ demo: $(VENV)/.installed-demo
 	@echo "The trained model, its metrics and config: $(DEMO)/run"
 	@echo "The throughput table and picture:          $(DEMO)/bench"
 
-test: lint types contracts unit
+test: lint types contracts unit guard
 
 # Seconds on any machine: ratios to the same work by hand, against a baseline with a wide margin (docs/benchmarks.md).
 guard: $(VENV)/.installed-dev
@@ -37,8 +37,9 @@ types: $(VENV)/.installed-dev
 contracts: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
+# Two at a time: many tests wait for processes that they started or killed.
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(GUARD) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,7 +21,7 @@ _LR = 1e-3  # small enough that a long measurement does not diverge
 
 
 class Read:
-    """Bytes of the samples in shuffled order out of the memory maps, copied once; one thread."""
+    """Bytes of the samples in shuffled order by the loader's reader, one thread."""
 
     name, title, lead_in = "read", "read from shards", 0
 
@@ -33,7 +33,7 @@ class Read:
         """See `Stage.step`."""
         ids = next(self._ids)
         self._reader.announce(ids)
-        return len(ids), sum(len(bytes(encoded)) for encoded in self._reader.read(ids))
+        return len(ids), sum(map(len, self._reader.read(ids)))
 
     def synchronize(self) -> None:
         """Nothing runs in the background."""
@@ -172,9 +172,10 @@ class Real:
         self._loader.close()
 
 
-def endless_batches(loader: Loader) -> Iterator[Batch]:
-    """Batches of one epoch after another."""
+def endless_batches(loader: Loader, begin: Callable[[], None] = lambda: None) -> Iterator[Batch]:
+    """Batches of one epoch after another; `begin` is called before each."""
     while True:
+        begin()
         yield from loader
 
 

@@ -20,6 +20,7 @@ import torch.utils.dlpack
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import pipeline_def
 
+from loader import narrow
 from loader.affinity import Cores, pinned
 from loader.backend import Decoded, Pending
 from loader.dali_ops import apply_layers
@@ -51,6 +52,7 @@ class _Work:
     encoded: list[Encoded]
     params: Params
     rows: int
+    bad: dict[int, str]  # reason by row, of images for which the graph is given others
 
 
 class DaliBackend:
@@ -81,7 +83,8 @@ class DaliBackend:
         """See `Backend.submit`."""
         if not encoded:
             return lambda: Decoded(self._black(params, rows))
-        self._start(_Work(encoded, params, rows))
+        encoded, params, bad = narrow.cut_beforehand(encoded, params)
+        self._start(_Work(encoded, params, rows, bad))
         return self._take
 
     def close(self) -> None:
@@ -112,10 +115,12 @@ class DaliBackend:
         self._in_flight.popleft()
         if work.params.erase is not None:
             work.params.erase.apply(batch)
+        if work.bad:
+            batch[list(work.bad)] = 0
         if len(batch) == work.rows:
-            return Decoded(batch)
+            return Decoded(batch, work.bad)
         padding = batch.new_zeros((work.rows - len(batch), *batch.shape[1:]))
-        return Decoded(torch.cat([batch, padding]))
+        return Decoded(torch.cat([batch, padding]), work.bad)
 
     def _outputs(self) -> torch.Tensor:
         # On a GPU the outputs are ordered on torch's stream; the host does not wait for them.
@@ -140,17 +145,13 @@ class DaliBackend:
         good = np.setdiff1d(rows, list(bad))
         rows[list(bad)] = good[0] if len(good) else 0
         if len(good):
-            in_flight[0] = _Work([work.encoded[i] for i in rows], work.params.take(rows), work.rows)
+            encoded = [work.encoded[i] for i in rows]
+            in_flight[0] = replace(work, encoded=encoded, params=work.params.take(rows), bad=work.bad | bad)
         else:
             in_flight.pop(0)
         for again in in_flight:
             self._start(again)
-        if len(good):
-            images = self._take().images
-            images[list(bad)] = 0
-        else:
-            images = self._black(work.params, work.rows)
-        return Decoded(images, bad)
+        return self._take() if len(good) else Decoded(self._black(work.params, work.rows), work.bad | bad)
 
     def _black(self, params: Params, rows: int) -> torch.Tensor:
         return torch.zeros((rows, params.size, params.size, 3), dtype=torch.uint8, device=self._device)
@@ -161,7 +162,7 @@ class DaliBackend:
         params = replace(work.params, ops=None, erase=None)
         alone = DaliBackend(self._device, 1, 1, self._cores, self._found)
         for row in range(len(work.encoded)):
-            alone._start(_Work([work.encoded[row]], params.take(np.array([row])), 1))
+            alone._start(_Work([work.encoded[row]], params.take(np.array([row])), 1, {}))
             try:
                 alone._outputs()
                 alone._in_flight.clear()

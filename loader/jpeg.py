@@ -116,7 +116,7 @@ def _whole(encoded: Encoded, top: int, left: int, height: int, width: int) -> Im
 def _by_pillow(encoded: Encoded) -> Image:
     try:
         with PIL.Image.open(io.BytesIO(encoded.tobytes())) as picture:
-            return np.asarray(picture.convert("RGB"))
+            return np.array(picture.convert("RGB"))
     except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
 

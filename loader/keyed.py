@@ -41,6 +41,8 @@ class Stream(IntEnum):
     CROP_TOP = 48
     CROP_LEFT = 64
     SHARDS = 80
+    QUOTAS = 81
+    CHOICE = 82
     ERASE = 128
     MIX = 512
     POLICY = 1024

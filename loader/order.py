@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from loader.balance import balanced
 from loader.keyed import Stream, hash_u64
 from shard.errors import FeedlineError
 
@@ -36,12 +37,14 @@ class Order:
         repeats: repeated augmentation (Hoffer et al., "Augment your batch", 2019; timm's `RepeatAugSampler`): every
             sample comes so many times in a row, with other augmentations, and an epoch holds the share of the
             samples that fits into its length.
+        balance: of "global": how much more often rare classes come, 0 … 1; see `loader.balance`.
     """
 
     shuffle: str = "none"
     window: int = 4
     lanes: int = 8
     repeats: int = 1
+    balance: float = 0.0
 
     def __post_init__(self) -> None:
         """Reject what is no order."""
@@ -50,10 +53,33 @@ class Order:
         for name in ("window", "lanes", "repeats"):
             if getattr(self, name) < 1:
                 raise FeedlineError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.balance <= 1:
+            raise FeedlineError(f"balance is {self.balance}; it must lie in 0 … 1")
+        if self.balance and (self.shuffle != "global" or self.repeats > 1):
+            raise FeedlineError(
+                f"balance is {self.balance}, which needs shuffle 'global' and repeats 1; they are {self.shuffle!r} and "
+                f"{self.repeats}"
+            )
 
-    def draws(self, shard: npt.NDArray[np.int32], seed: int, epoch: int) -> Ids:
-        """Order of an epoch: int64 [N], for samples that lie in the shards `shard` [N]."""
+    def draws(self, shard: npt.NDArray[np.int32], seed: int, epoch: int, label: Ids | None = None) -> Ids:
+        """Order of an epoch.
+
+        Args:
+            shard: int32 [N], where the samples lie.
+            seed: of the order.
+            epoch: whose order.
+            label: int64 [N], classes of the samples; needed with `balance`.
+
+        Returns:
+            int64 [N].
+        """
         n = len(shard)
+        if self.balance:
+            if label is None:
+                raise FeedlineError(f"balance is {self.balance}, which needs the samples' labels")
+            drawn = balanced(label, self.balance, seed, epoch)
+            keys = hash_u64(seed, epoch, drawn, Stream.SHUFFLE)
+            return drawn[np.argsort(keys, kind="stable")]
         if self.shuffle == "window":
             lanes = _window_lanes(shard, seed, epoch, self.window, min(self.lanes, max(n, 1)))
         elif self.shuffle == "global":

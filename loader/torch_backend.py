@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 import threading
 from concurrent.futures import Future, wait
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from loader import cpu_ops
+from loader import cpu_ops, narrow
 from loader.affinity import Cores, pinned
 from loader.backend import Decoded, Pending
 from loader.jpeg import Decoder, Image
@@ -40,6 +41,7 @@ class TorchBackend:
         self._threads = threads
         self._local = threading.local()
         self._ring: list[Image] = []
+        self._ring_lock = threading.Lock()  # batches may be submitted from several threads
         self._copies = (
             torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         )
@@ -94,30 +96,36 @@ class TorchBackend:
         reference to it, so the count tells whether the batch, or any view of it, is still in use.
         """
         idle = []
-        for number, buffer in enumerate(self._ring):
-            if sys.getrefcount(buffer) == _IDLE_REFERENCES:
-                if buffer.shape == shape:
-                    return buffer
-                idle.append(number)
-        for number in reversed(idle[: len(idle) - _IDLE_BUFFERS]):
-            del self._ring[number]
-        fresh = np.empty(shape, np.uint8)
-        self._ring.append(fresh)
-        return fresh
+        with self._ring_lock:
+            for number, buffer in enumerate(self._ring):
+                if sys.getrefcount(buffer) == _IDLE_REFERENCES:
+                    if buffer.shape == shape:
+                        return buffer
+                    idle.append(number)
+            for number in reversed(idle[: len(idle) - _IDLE_BUFFERS]):
+                del self._ring[number]
+            fresh = np.empty(shape, np.uint8)
+            self._ring.append(fresh)
+            return fresh
 
     def _run(self, encoded: list[Encoded], params: Params, batch: Image, rows: range) -> dict[int, str]:
         bad: dict[int, str] = {}
         decoder: Decoder | None = getattr(self._local, "decoder", None)
         if decoder is None:
             decoder = self._local.decoder = Decoder()
+        too_long = narrow.too_long(params)
         for row in rows:
             try:
-                window = decoder.window(encoded[row], *params.window[row].tolist())
+                decode = partial(decoder.window, encoded[row])
+                if too_long[row]:
+                    window = torch.from_numpy(narrow.cut(decode, params, row))
+                else:
+                    window = _resized(decode(*params.window[row].tolist()), params, row)
             except ValueError as error:  # noqa: PERF203  (costs nothing since Python 3.11)
                 bad[row] = str(error)
                 batch[row] = 0
             else:
-                _transform(window, params, row, batch[row])
+                _finish(window, params, row, batch[row])
         return bad
 
 
@@ -133,8 +141,8 @@ def _idle_references() -> int:
 _IDLE_REFERENCES = _idle_references()
 
 
-def _transform(pixels: Image, params: Params, row: int, out: Image) -> None:
-    """Apply the parameters of one row to its decoded window [h, w, 3] and write `out` [size, size, 3]."""
+def _resized(pixels: Image, params: Params, row: int) -> torch.Tensor:
+    """Resize and shift the decoded window [h, w, 3] of one row: uint8 [size, size, 3]."""
     # torch's fast uint8 resize wants dense channels-last strides, in the batch dimension too: a strided
     # view, or a batch dimension added after the permutation, takes twice the time.
     window = torch.from_numpy(np.ascontiguousarray(pixels))
@@ -144,8 +152,11 @@ def _transform(pixels: Image, params: Params, row: int, out: Image) -> None:
             window[None].permute(0, 3, 1, 2), size=resized, mode=params.interpolation, antialias=True
         )
         window = nchw[0].permute(1, 2, 0)
-    if params.shifted:
-        window = _shift(window, params.offset[row].tolist(), params.size)
+    return _shift(window, params.offset[row].tolist(), params.size) if params.shifted else window
+
+
+def _finish(window: torch.Tensor, params: Params, row: int, out: Image) -> None:
+    """Flip a window [size, size, 3], apply the operations of its row, and write `out` [size, size, 3]."""
     # torch's flip is 20 times faster than a numpy copy with a negative stride
     torch.from_numpy(out).copy_(window.flip(1) if params.flip[row] else window)
     if params.ops is not None:

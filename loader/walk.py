@@ -37,7 +37,7 @@ class Walk:
 
     def draws(self, epoch: int) -> Ids:
         """See `Order.draws`: int64 [N]."""
-        return self.order.draws(self.split.shard, self.seed, epoch)
+        return self.order.draws(self.split.shard, self.seed, epoch, self.split.label)
 
     def plan(self, epoch: int, draws: Ids, consumed: int) -> Steps:
         """Sample ids of every step of this rank: those left of `epoch`, whose draws are known, or of a later one."""

@@ -20,7 +20,7 @@ from shard.items import Listing
 from shard.names import readable
 from shard.pack import Packer, Record, record_name
 from shard.places import Places, begin_plan, locked, refuse_inside, remove_earlier, same_plan
-from shard.plan import Settings, ShardJob, SplitPlan, all_jobs, fingerprint, plan, take_subset
+from shard.plan import Settings, ShardJob, SplitPlan, all_jobs, fingerprint, hold_out, plan, take_subset
 from shard.sources import Source, open_source
 from shard.storage import is_remote, names_in, remove_tree, storage_errors, write_whole
 
@@ -102,6 +102,8 @@ def build(
         same_plan(places, plan_identity)
         with start_workers(workers, scheduler) as pool:
             listing = _list(opened, places.staging, pool, progress)
+            if settings.val is not None:
+                hold_out(listing, settings.val, settings.seed)
             if settings.subset is not None:
                 take_subset(listing, settings.subset)
             listing.readable = listing.readable or readable(listing.classes)

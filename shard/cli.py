@@ -52,6 +52,11 @@ def _build(command: argparse.ArgumentParser) -> None:
         "--subset", metavar="SPEC",
         help="pack a part: classes=10,per-class=50,seed=0 (each may be missing), chosen at random but always alike",
     )  # fmt: skip
+    command.add_argument(
+        "--val", type=_share, metavar="SHARE",
+        help="hold out this share of each class, such as 20%%, as split val, chosen by a hash of names; for sources "
+        "that have only training images",
+    )  # fmt: skip
     _add_order(command)
     _add_images(command)
     _add_work(command)
@@ -207,6 +212,16 @@ def _size(text: str) -> int:
     if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 256MB, 1GiB or a number of bytes")
     return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def _share(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share; write it like 20% or 0.2, more than 0 and less than 1"
+        )
+    return value
 
 
 def _names(text: str) -> tuple[Any, ...]:

@@ -58,6 +58,7 @@ def _build(options: argparse.Namespace) -> int:
             quality=options.quality,
         ),
         subset=Subset.parse(options.subset) if options.subset else None,
+        val=options.val,
     )
     source = open_source(options.source, options.kind, options.classes, options.splits)
     return _run_build(

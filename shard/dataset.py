@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shard.errors import FeedlineError
-from shard.storage import location, storage_errors
+from shard.image import Policy
+from shard.storage import is_remote, location, storage_errors
 
 FORMAT = "feedline"
 FORMAT_VERSION = 2
@@ -108,9 +109,13 @@ class Dataset:
                 raise FeedlineError(
                     f"{root} is an unfinished build; run its `python -m shard build` command again to finish it"
                 ) from error
-            raise FeedlineError(
-                f"{root} is no dataset ({path} does not exist); make one: python -m shard build"
-            ) from error
+            inside = not is_remote(folder) and (folder.absolute().parent / MANIFEST).exists()
+            remedy = (
+                f"it lies in one, {folder.absolute().parent}: give that"
+                if inside
+                else "make one: python -m shard build"
+            )
+            raise FeedlineError(f"{root} is no dataset ({path} does not exist); {remedy}") from error
         found = (
             (manifest.get("format"), manifest.get("format_version")) if isinstance(manifest, dict) else None
         )
@@ -120,6 +125,15 @@ class Dataset:
                 "build the dataset again or use a matching version of feedline"
             )
         return cls(folder, tuple(manifest["classes"]), manifest["fingerprint"], manifest)
+
+    @property
+    def images(self) -> Policy:
+        """How its images were judged, turned and reduced when it was built.
+
+        Nothing was done to those of foreign shards (`python -m shard index`): the default, as they are stored.
+        """
+        found = self.manifest.get("settings", {}).get("images", {})
+        return Policy(**{**found, "keep": tuple(found.get("keep", ()))})
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -133,7 +147,10 @@ class Dataset:
             FeedlineError: there is no such split, or its index is damaged.
         """
         if name not in self.split_names:
-            raise FeedlineError(f"{self.root} has no split {name!r}; it has {', '.join(self.split_names)}")
+            hint = "; `python -m shard build --val 20%` holds one out" if name == "val" else ""
+            raise FeedlineError(
+                f"{self.root} has no split {name!r}; it has {', '.join(self.split_names)}{hint}"
+            )
         about = self.manifest["splits"][name]
         split = read_split(self.root / name, about["shards"])
         if len(split) != about["samples"]:

@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import io
 import threading
-import warnings
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Literal
 
 import simplejpeg
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from shard.errors import FeedlineError
 from shard.jpeg import Layout, MarkerError, find_end, parse, without
+from shard.opening import (
+    MAX_PIXELS,
+    BadImageError,
+    NotAnImageError,
+    TooManyPixelsError,
+    limit_scans,
+    load,
+    size_of,
+)
 
-# Pillow's own limit for a decompression bomb, here for every way to decode.
-MAX_PIXELS = 178_956_970
-# A progressive file of a few kilobytes can hold thousands of scans that each take a full pass to decode.
-_MAX_SCANS = 200
+__all__ = [
+    "KEEPABLE",
+    "MAX_PIXELS",
+    "BadImageError",
+    "Checked",
+    "Exif",
+    "NotAnImageError",
+    "Policy",
+    "TooManyPixelsError",
+    "check",
+    "size_of",
+]
+
+_MAX_SIDE = 65_500  # libjpeg's limit, of what it writes and reads
 KEEPABLE = ("progressive", "arithmetic", "trailing", "warning")
-# Others are read by Pillow's rarer plugins, or run programs (EPS), or are no pictures.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 # What libjpeg warns of when pixels are missing or wrong: nothing can bring them back.
 _LOST = ("premature end", "bad huffman", "bad arithmetic", "found marker", "progression", "bogus")
 _CLOSING = b"\xff\xd9"
 
-
-class BadImageError(Exception):
-    """The bytes are no image that can be decoded; the text is the reason."""
+Exif = Literal["strip", "apply", "keep"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +61,7 @@ class Policy:
 
     check: Literal["decode", "header"] = "decode"
     on_bad: Literal["repair", "skip", "fail"] = "repair"
-    exif: Literal["strip", "apply", "keep"] = "strip"
+    exif: Exif = "strip"
     keep: tuple[str, ...] = ()
     max_side: int | None = None
     short_side: int | None = None
@@ -107,7 +120,7 @@ def _jpeg(data: bytes, policy: Policy) -> Checked:
     except MarkerError as error:
         return _convert(data, policy, "markers", str(error))
     if layout.width * layout.height > MAX_PIXELS:
-        raise BadImageError(f"{layout.width} x {layout.height} pixels, more than {MAX_PIXELS}")
+        raise TooManyPixelsError(f"{layout.width} x {layout.height} pixels, more than {MAX_PIXELS}")
     if layout.precision != 8 or layout.components not in (1, 3):
         return _convert(data, policy, "color")
     turned = layout.orientation != 1 and policy.exif == "apply"
@@ -125,8 +138,7 @@ def _stored(data: bytes, layout: Layout, policy: Policy) -> Checked:
     result = Checked(data, layout.width, layout.height)
     trusted = policy.check == "header" and data.endswith(_CLOSING)
     end, scans = (len(data), 1) if trusted else find_end(data, layout)
-    if scans > _MAX_SCANS:
-        raise BadImageError(f"{scans} scans, more than {_MAX_SCANS}")
+    limit_scans(scans)
     unwanted: tuple[tuple[int, int], ...] = ()
     if layout.noted_at and policy.exif == "strip":
         unwanted = layout.noted_at
@@ -177,15 +189,19 @@ def _decodes_leniently(data: bytes) -> bool:
 
 def _convert(data: bytes, policy: Policy, kind: str = "", why: str = "") -> Checked:
     """Decode with Pillow and encode a baseline JPEG."""
-    image = _load(data)
+    image = load(data)
     changes = {kind: why or f"{image.format}, mode {image.mode}, {kind}, to baseline JPEG"} if kind else {}
     picture: Image.Image = image
-    if policy.exif == "apply" and (turned := _upright(image)) is not None:
-        changes["exif"] = "orientation applied"
-        picture = turned
+    if (orientation := _orientation(image)) != 1:
+        changes["exif"] = f"orientation {orientation} removed"
+        if policy.exif == "apply":
+            changes["exif"] = "orientation applied"
+            picture = ImageOps.exif_transpose(image)
     if reduced := _reduced(picture.width, picture.height, policy):
         changes["size"] = f"{picture.width} x {picture.height} reduced to {reduced[0]} x {reduced[1]}"
         picture = _eight_bits(picture).resize(reduced, Image.Resampling.LANCZOS)
+    if max(picture.size) > _MAX_SIDE:
+        raise BadImageError(f"{picture.width} x {picture.height} pixels, more than {_MAX_SIDE} on a side")
     buffer = io.BytesIO()
     if picture is image and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
         image.format = "JPEG"  # of an MPO the first picture; "keep" wants to hear it
@@ -195,45 +211,10 @@ def _convert(data: bytes, policy: Policy, kind: str = "", why: str = "") -> Chec
     return Checked(buffer.getvalue(), picture.width, picture.height, changes)
 
 
-def _load(data: bytes) -> ImageFile.ImageFile:
-    """Decode with Pillow.
-
-    Raises:
-        BadImageError: whatever Pillow says against it; its plugins raise anything on hostile bytes.
-    """
-    formats = _formats()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # metadata that is not quite right; size is checked below
-        try:
-            image = Image.open(io.BytesIO(data), formats=formats)
-            if image.width * image.height <= MAX_PIXELS:
-                image.load()
-        except UnidentifiedImageError as error:
-            raise BadImageError("not an image") from error
-        except Image.DecompressionBombError as error:
-            raise BadImageError(f"more than {MAX_PIXELS} pixels") from error
-        except Exception as error:
-            text = " ".join(str(error).split())
-            raise BadImageError(
-                "truncated" if "truncated" in text.lower() else text or repr(error)
-            ) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise BadImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-    return image
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Formats that this Pillow reads; it fails on names that it has not registered."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _upright(image: Image.Image) -> Image.Image | None:
-    """Turn an image as its camera noted, None if it noted nothing or nothing that can be read."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
-        return None
-    return ImageOps.exif_transpose(image)
+def _orientation(image: Image.Image) -> int:
+    """What the camera noted, 1 (upright) to 8; 1 where it noted nothing, or nothing that can be read."""
+    noted = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(noted) if noted in range(2, 9) else 1
 
 
 def _reduced(width: int, height: int, policy: Policy) -> tuple[int, int] | None:

@@ -70,6 +70,8 @@ def storage_errors(verb: str, what: str | Path) -> Iterator[None]:
 
 
 def _text(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError) and error.strerror is None:  # fsspec's, which says the URL again
+        return f"not found ({_text(error.__cause__)})" if error.__cause__ else "not found"
     return (
         (error.strerror if isinstance(error, OSError) else None)
         or " ".join(str(error).split())

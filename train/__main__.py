@@ -13,24 +13,29 @@ from pathlib import Path
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from train import checkpoint
 from train.build import length_of
 from train.cli import Options, UsageError, list_recipes, parse
 from train.distributed import World, connect, env_rank
 from train.engine import Trainer
 from train.plan import check, dry_run, find_batch_size, plan_text
-from train.run_folder import RunFolder, load_checked, settled
+from train.run_folder import RunFolder, require_same
+from train.settle import input_line, settled
 from train.state import is_finished
 from train.stop import Stopped
 from train.summary import show
 from train.telemetry import NonFiniteError
 
-# What comes after training: the command line's first word, and the module whose `main` takes the other words.
+# What comes before and after a training: the first word, and the module whose `main` takes the other words.
 COMMANDS = {
+    "compare": "train.commands.compare",
     "embed": "train.commands.embed",
     "eval": "train.commands.eval",
     "export": "train.commands.export",
     "predict": "train.commands.predict",
     "report": "train.commands.report",
+    "serve": "train.commands.serve",
+    "sweep": "train.commands.sweep",
 }
 
 
@@ -81,12 +86,13 @@ def run(options: Options, world: World) -> int:
     assert config.run_dir is not None
     dataset = Dataset.open(config.data)
     if options.check or options.find_batch_size or options.dry_run:
+        planned = settled(config, None, options.given)
         if options.check:
-            text = check(config, dataset)
+            text = check(planned, dataset)
         elif options.find_batch_size:
-            text = find_batch_size(config, dataset, world, options.memory_gib)
+            text = find_batch_size(planned, dataset, world, options.memory_gib)
         else:
-            text = plan_text(dry_run(config, dataset, world))
+            text = plan_text(dry_run(planned, dataset, world))
         if world.is_main:
             print(text)
         return 0
@@ -94,8 +100,10 @@ def run(options: Options, world: World) -> int:
     with folder.locked() if world.is_main else contextlib.nullcontext():
         # One rank chooses: others could see the folder at another moment.
         path = world.gather(folder.find(options.resume) if world.is_main else None)[0]
-        content = load_checked(path, config, dataset) if path is not None else None
-        config = settled(config, content)
+        content = checkpoint.load(path) if path is not None else None
+        config = settled(config, content, options.given)
+        if path is not None and content is not None:
+            require_same(path, content, config, dataset)
         keep = path is not None and folder.owns(path)
         if world.is_main:
             folder.prepare(fresh=path is None)
@@ -110,6 +118,8 @@ def run(options: Options, world: World) -> int:
                 f"going on from {path}: epoch {content['epoch'] + 1}, step {content['step']}", file=sys.stderr
             )
         with Trainer(config, dataset, world, folder, content, keep_metrics=keep) as trainer:
+            if content is None and config.model.pretrained is not None and world.is_main:
+                print(input_line(config), file=sys.stderr)
             content = None  # as large as the model and its optimiser
             summary = trainer.train()
     if world.is_main:

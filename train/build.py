@@ -10,6 +10,7 @@ from timm.layers import convert_sync_batchnorm
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from train.class_weights import class_weights
 from train.config import Config
 from train.distributed import World
 from train.ema import make_ema
@@ -48,6 +49,7 @@ def make_step(
     num_classes: int,
     world: World,
     *,
+    dataset: Dataset | None = None,
     sizes: int = 1,
     first_images: Callable[[], torch.Tensor] | None = None,
     resumed: bool = False,
@@ -58,6 +60,7 @@ def make_step(
         config: of the run.
         num_classes: outputs of the model.
         world: the ranks.
+        dataset: what is trained on, for names and weights of its classes; None: weights are all alike.
         sizes: how many image sizes the training will see.
         first_images: gives training images, uint8 [N, H, W, 3], to a model that `StartsFromImages`;
             None: it starts without.
@@ -68,7 +71,8 @@ def make_step(
     """
     torch.manual_seed(config.seed)
     prepare_compilation(sizes)
-    net = make_model(config.model, num_classes, world.device, resumed=resumed)
+    classes = None if dataset is None else dataset.classes
+    net = make_model(config.model, num_classes, world.device, classes=classes, resumed=resumed)
     check_sizes(net, config.model.arch, image_sizes(config))
     if first_images is not None and isinstance(net.model, StartsFromImages):
         with torch.no_grad():
@@ -85,6 +89,10 @@ def make_step(
         clipping=config.clip,
         ema=make_ema(net, config.ema),
         frozen=frozen_parameters(net.model, config.freeze),
+        keeps_statistics=config.freeze.keep_statistics,
+        class_weights=None
+        if dataset is None
+        else class_weights(config.loss.class_weights, dataset, config.input.train_split, world.device),
     )
     torch.manual_seed(config.seed + world.rank)  # dropout should differ between ranks
     return step

@@ -98,16 +98,17 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def model_config(path: Path) -> dict[str, Any]:
-    """Model settings of the run that wrote a checkpoint, without reading weights; {} of any other file."""
+def about(path: Path) -> dict[str, Any]:
+    """Entries config and classes of a checkpoint of ours, without reading weights; {} of any other file."""
+    if not zipfile.is_zipfile(path):
+        return {}
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError):
         return {}  # who reads the weights says what is wrong
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return {}
-    found: dict[str, Any] = content["config"]["model"]
-    return found
+    return {name: content[name] for name in ("config", "classes")}
 
 
 def verify(path: Path) -> None:

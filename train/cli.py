@@ -14,6 +14,7 @@ import tyro
 
 from shard.errors import FeedlineError
 from train.config import Config, flat, load
+from train.freeze import ALL_BUT_HEAD
 from train.naming import nearest_flag
 from train.needs import unmet
 from train.recipes import RECIPES, about, recipe
@@ -28,8 +29,9 @@ The same on several processes:
 
   torchrun --nproc-per-node 2 -m train --data DATASET --recipe cifar10_cpu
 
---epochs N and --warmup-epochs N are short for --duration Nep and --warmup Nep. Values that are true or false are
-switches: --flip-tta, --no-flip-tta.
+--epochs N and --warmup-epochs N are short for --duration Nep and --warmup Nep, --freeze-epochs N for --freeze
+all-but-head --freeze-for Nep, --model NAME for --arch NAME. Values that are true or false are switches: --flip-tta,
+--no-flip-tta.
 
 Run it again from its folder:
 
@@ -39,7 +41,11 @@ Values shown with --recipe NAME --help are that recipe's."""
 
 
 _SWITCH_VALUES = ("True", "False", "None")
-_IN_EPOCHS = {"--epochs": "--duration", "--warmup-epochs": "--warmup"}
+_IN_EPOCHS = {
+    "--epochs": ["--duration"],
+    "--warmup-epochs": ["--warmup"],
+    "--freeze-epochs": ["--freeze", ALL_BUT_HEAD, "--freeze-for"],
+}
 
 
 class UsageError(Exception):
@@ -64,6 +70,8 @@ class Options:
     """Memory that --find-batch-size may use; needed on a CPU."""
     list_recipes: bool = False
     """Print the recipes and leave."""
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    """Keys that the command line or the configuration file gives, and not a recipe."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -89,15 +97,18 @@ def parse(argv: Sequence[str]) -> Options:
     settings = options.settings
     if not asking and settings.data is None:
         raise UsageError("--data DATASET is missing: a folder made by `python -m shard build`")
+    given = {word.partition("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
     if not asking:
-        given = {word.partition("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
         if options.memory_gib is not None and not options.find_batch_size:
             raise UsageError("--memory-gib does nothing here: it needs --find-batch-size")
         if problem := unmet(given, settings):
             raise UsageError(problem)
     if settings.run_dir is None:
         settings = replace(settings, run_dir=Path("runs") / _name(settings))
-    return replace(options, settings=settings)
+    # A configuration file is complete.
+    return replace(
+        options, settings=settings, given=frozenset(flat(settings) if chosen.config is not None else given)
+    )
 
 
 def _name(settings: Config) -> str:
@@ -139,7 +150,7 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
             word.replace("_", "-").partition("=") if word.startswith("--") else (word, "", "")
         )
         if name in _IN_EPOCHS:
-            words.append(_IN_EPOCHS[name])
+            words += _IN_EPOCHS[name]
             if equals:
                 words.append(f"{value}ep")
         elif i and argv[i - 1].replace("_", "-") in _IN_EPOCHS:
@@ -148,6 +159,8 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
             words += ["--" + name[5:], "False"]
         elif name in switches and not equals and (i + 1 == len(argv) or argv[i + 1] not in _SWITCH_VALUES):
             words += [name, "True"]
+        elif name == "--model":  # as timm's own scripts call it
+            words.append("--arch" + word[len(name) :])
         else:
             words.append(word)
     return words
@@ -161,9 +174,14 @@ def _switches(kind: Any) -> set[str]:
     return own.union(*groups)
 
 
+def flag_names() -> set[str]:
+    """All flags, without their dashes."""
+    valid = set(flat(Config())) | {f.name for f in fields(Options)} - {"settings", "given"} | {"help"}
+    return {name.replace("_", "-") for name in valid} | {name[2:] for name in _IN_EPOCHS} | {"model"}
+
+
 def _reject_unknown(argv: Sequence[str]) -> None:
-    valid = set(flat(Config())) | {f.name for f in fields(Options)} - {"settings"} | {"help"}
-    flags = {name.replace("_", "-") for name in valid} | {name[2:] for name in _IN_EPOCHS}
+    flags = flag_names()
     for word in argv:
         name = word.split("=")[0].replace("_", "-")
         if name.startswith("--") and name[2:] not in flags:

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 # What may change when a run goes on: where and how fast it computes, not what.
 FREE = frozenset(("recipe", "data", "run_dir", "device", "log_every", "checkpoint_every"))
-FREE |= {"trackers", "profile", "profile_steps"}
+FREE |= {"trackers", "profile", "profile_steps", "before"}
 FREE |= {"patience", "min_change", "stop_metric", "stop_mode", "target"}
 FREE |= {"keep_last", "join_timeout_s", "timeout_s", "lost_after_s"}
 FREE |= {"accumulate", "compile", "compile_mode", "grad_checkpointing"}

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -13,14 +14,16 @@ import torch
 
 from loader import Batch, Loader
 from shard.dataset import Dataset
-from train import summary
+from train import before, summary
 from train.build import length_of, make_step
 from train.checkpoint import rng_state
 from train.config import Config, flat, to_dict
 from train.config import save as save_config
 from train.distributed import World
-from train.evaluate import Predict, Result, augmented, eval_line, evaluate
+from train.evaluate import Result
 from train.inputs import eval_loader, first_images, train_loader
+from train.judge import Judge
+from train.logbook import Logbook
 from train.mix import Mixing
 from train.resolution import size_at, sizes
 from train.run_folder import RunFolder
@@ -29,16 +32,7 @@ from train.schedule import lr_at
 from train.state import RunState, capture, restore
 from train.stop import Stopped, StopSignal
 from train.synthetic import SyntheticLoader
-from train.telemetry import (
-    Gauges,
-    LossWindow,
-    Meter,
-    NonFiniteError,
-    Progress,
-    StepRecord,
-    open_metrics,
-    rate_text,
-)
+from train.telemetry import Gauges, LossWindow, Meter, NonFiniteError, StepRecord, open_metrics
 
 WARMUP_STEPS = 5  # of each process, left out of images/s: compilation, first allocations, cold files
 
@@ -78,19 +72,19 @@ class Trainer:
             made = loader_of(config.input, dataset, config.seed, config.step.accumulate, world, grow)
             self.loader: Loader | SyntheticLoader = made
             stack.enter_context(made)
-            self.eval_loader = stack.enter_context(
-                eval_loader(config.input, dataset, self.loader.batch_size, world)
-            )
+            held_out = stack.enter_context(eval_loader(config.input, dataset, self.loader.batch_size, world))
             self.step = make_step(
                 config,
                 len(dataset.classes),
                 world,
+                dataset=dataset,
                 sizes=len(sizes(grow, config.input.size, self.length)),
                 first_images=None if content else lambda: first_images(config.input, dataset, world.device),
                 resumed=content is not None,
             )
             self.mixing = Mixing(config.mix, config.seed, self.length)
             self.thaw_step = self.length.of(config.freeze.freeze_for, "freeze_for")
+            self.state.own_head = self.step.net.own_head
             kept = 0
             if content is not None:
                 self.state = restore(content, self.step, self.loader, world)
@@ -105,11 +99,14 @@ class Trainer:
                 Gauges(config.telemetry, self.step, world, folder.root, WARMUP_STEPS)
             )
             self.stop = stack.enter_context(StopSignal(world))
+            self.judge = Judge(self.step, held_out, config.evaluation, world, self.stop)
             self._stack = stack.pop_all()
         self.losses = LossWindow(config.log_every, world)
         self.meter = Meter(world.device, WARMUP_STEPS)
         self.side = config.input.size  # of the newest batch's images, pixels
-        self.progress = Progress(active=world.is_main)
+        self.logbook = Logbook(
+            config, self.length, self.metrics, self.meter, self.gauges, active=world.is_main
+        )
         if world.is_main:
             save_config(config, folder.config)
 
@@ -120,6 +117,7 @@ class Trainer:
             Stopped: a signal came; the checkpoint is written.
             NonFiniteError: loss or weights are not finite; no checkpoint is written.
         """
+        self.measure_before()
         try:
             while self.loader.epoch < self.length.epochs and not self.state.ended:
                 self.train_epoch()
@@ -130,6 +128,25 @@ class Trainer:
             raise
         self.saver.wait()
         return self.summarize()
+
+    def measure_before(self) -> None:
+        """Measure once a run what its pretrained weights are worth as they are."""
+        state, config = self.state, self.config
+        if state.step or state.before or config.model.pretrained is None or config.synthetic:
+            return
+        how = before.methods(config.evaluation.before, state.own_head)
+        self.stop.pace()
+        model = config.model
+        starts_head = model.head_init == "probe" and model.head == "linear" and not state.own_head
+        found = before.measure(
+            self.step, config, self.dataset, self.world, how, starts_head, self.evaluate, self.stop.due
+        )
+        if self.stop.agreed:
+            self.save()
+            self.leave()
+        if found:
+            state.before = found
+            self.logbook.before(found)
 
     def train_epoch(self) -> None:
         """Train the rest of the loader's epoch."""
@@ -162,8 +179,9 @@ class Trainer:
             self.meter.mark("forward_backward")
         self.side = batch.images.shape[1]
         self.state.step += 1
+        weight = self.step.take_weight()
+        share = valid / (self.loader.batch_size * accumulate) if weight is None else weight
         self.step.update(lr, self.state.step)
-        share = valid / (self.loader.batch_size * accumulate)
         self.losses.add(loss, StepRecord(self.state.step, lr, ids, self.loader.epoch, began, share))
         self.meter.mark("optimiser")
         self.meter.count()
@@ -227,69 +245,24 @@ class Trainer:
             self.save()  # as before the evaluation, which is repeated when the run goes on
             self.leave()
         with self.aside("evaluation"):
-            averaged = self.evaluate_averaged()
+            averaged = self.judge.averaged()
         if self.stop.agreed:
             self.save()
             self.leave()
         self.loader.set_epoch(epoch)
         state = self.state
         improved = state.judge(epoch, result, averaged, self.config.stop)
-        self.metrics.write(kind="eval", epoch=epoch, step=state.step, **state.last_eval)
-        took_s = time.perf_counter() - began
-        self.progress.line(
-            eval_line(f"{epoch}/{self.length.epochs}", result, took_s, averaged, best=improved)
-        )
-        if warning := self.step.watch.warning():
-            self.progress.line(warning)
-        if state.ended:
-            self.progress.line(f"ending here: {state.ended}")
+        took_s, warning = time.perf_counter() - began, self.step.watch.warning()
+        self.logbook.evaluation(state, epoch, result, averaged, took_s, best=improved, warning=warning)
         self.save(best=improved)
 
     def evaluate(self) -> Result | None:
         """Evaluate rank 0's model on all ranks; None if a signal came meanwhile."""
-        self.world.broadcast_(self.step.net.buffers())  # running statistics differ between ranks until now
-        self.step.net.eval()
-        return self._evaluate(self.step.predict)
-
-    def evaluate_averaged(self) -> Result | None:
-        """Evaluate rank 0's averaged weights on all ranks; None if there are none, or a signal came meanwhile."""
-        if self.step.ema is None:
-            return None
-        self.world.broadcast_(self.step.ema.net.buffers())
-        return self._evaluate(self.step.predict_averaged)
-
-    def _evaluate(self, predict: Predict) -> Result | None:
-        predict = augmented(predict, self.config.evaluation)
-        self.stop.pace()
-        return evaluate(predict, self.eval_loader, self.world, lambda _: self.stop.due())
+        return self.judge.plain()
 
     def report(self) -> None:
         """Write a line of metrics and show the progress."""
-        state, rate = self.state, self.meter.report()
-        loss = sum(state.losses) / len(state.losses)
-        state.losses = []
-        lr = self.lr(state.step - 1)
-        speed, share, epoch = (
-            rate.images_per_s(self.config.input.batch_size),
-            rate.wait_share,
-            self.loader.epoch + 1,
-        )
-        self.metrics.write(
-            kind="train",
-            step=state.step,
-            epoch=epoch,
-            loss=loss,
-            lr=lr,
-            images_per_s=speed and round(speed, 1),
-            data_wait_share=share and round(share, 4),
-            **self.gauges.read(rate, self.config.input.batch_size, self.side),
-        )
-        total = self.meter.total
-        left_s = (self.length.steps - state.step) * total.seconds / total.steps if total.steps else None
-        self.progress.update(
-            f"epoch {epoch}/{self.length.epochs}  step {state.step}/{self.length.steps}  "
-            f"loss {loss:.4f}  lr {lr:.4g}  {rate_text(speed, share, left_s)}"
-        )
+        self.logbook.steps(self.state, self.loader.epoch + 1, self.side)
 
     def elapsed_s(self) -> float:
         """Seconds trained, by this process and those before it."""
@@ -320,24 +293,22 @@ class Trainer:
             "config": to_dict(self.config),
             "classes": list(self.dataset.classes),
             "fingerprint": self.dataset.fingerprint,
+            "images": asdict(self.dataset.images),
             "rng": rng,
         }
         self.saver.submit(content, best=best, before=self.metrics.sync)
 
     def summarize(self) -> dict[str, Any]:
         """Result of the finished run; rank 0 writes it to summary.json."""
-        speed = self.meter.total.images_per_s(self.config.input.batch_size)
-        found = {
-            **self.state.result(),
-            "epochs": self.loader.epoch,
-            "compiled_graphs": self.step.watch.graphs,
-            "recompiled_graphs": self.step.watch.recompiled,
-            "wall_s": round(self.elapsed_s(), 1),
-            "images_per_s": speed and round(speed, 1),
-            "ranks": self.world.size,
-            "device": self.world.device.type,
-            "synthetic": self.config.synthetic,
-        }
+        found = summary.collect(
+            self.config,
+            self.world,
+            self.state,
+            self.step.watch,
+            self.meter,
+            self.loader.epoch,
+            self.elapsed_s(),
+        )
         if self.world.is_main:
             summary.write(found, self.folder.summary)
         return found

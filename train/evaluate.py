@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
@@ -21,6 +21,9 @@ class EvalConfig:
 
     flip_tta: bool = False
     """Average the logits of every image and its mirror image."""
+    before: Literal["auto", "knn", "probe", "none"] = "auto"
+    """What --pretrained is worth before the training. auto: the head that came with it, where it is for the same
+    classes, else both: knn, by the nearest neighbours among training samples; probe, by a linear one."""
 
 
 def mirrored(predict: Predict) -> Predict:

@@ -60,6 +60,8 @@ class InputConfig:
     """Side of the centre crop in evaluation, pixels."""
     eval_resize: int = 256
     """Shorter side before that crop, pixels."""
+    model_input: bool = False
+    """Take size, eval_size, eval_resize and interpolation from the pretrained model, where no flag gives them."""
     train_split: str = "train"
     """Split to train on."""
     eval_split: str = "val"
@@ -70,6 +72,8 @@ class InputConfig:
     """Shards that each lane of the order "window" mixes."""
     lanes: int = 8
     """Lanes of the order "window"."""
+    balance: float = 0.0
+    """Draw rare classes more often: 0 as often as they are, 0.5 by the square root of their size, 1 all alike."""
     cache: Path | None = None
     """Folder on a local disk for the shards of a dataset at a URL; None: in ~/.cache."""
     cache_gb: float | None = None
@@ -110,7 +114,13 @@ class InputConfig:
 
     def order(self) -> Order:
         """Order of the training samples."""
-        return Order(shuffle=self.shuffle, window=self.window, lanes=self.lanes, repeats=self.repeats)
+        return Order(
+            shuffle=self.shuffle,
+            window=self.window,
+            lanes=self.lanes,
+            repeats=self.repeats,
+            balance=self.balance,
+        )
 
     def shard_cache(self, dataset: Dataset) -> ShardCache | None:
         """Cache for a dataset at a URL, None for one on a disk."""

@@ -34,7 +34,7 @@ class StepRecord:
         ids: sample ids of its micro-batches.
         epoch: the loader's epoch, from 0.
         consumed: samples of the epoch that came before the step.
-        share: valid rows among all its rows.
+        share: valid rows among all its rows; where samples weigh differently, the mean weight of its rows.
     """
 
     step: int
@@ -42,7 +42,7 @@ class StepRecord:
     ids: list[torch.Tensor]
     epoch: int = 0
     consumed: int = 0
-    share: float = 1.0
+    share: float | torch.Tensor = 1.0
 
 
 class LossWindow:
@@ -65,7 +65,8 @@ class LossWindow:
         """Note a step's loss; does not wait for the device.
 
         Args:
-            loss: a scalar on the device: the sum over this rank's valid rows, divided by the number of all its rows.
+            loss: a scalar on the device: the sum over this rank's valid rows, weighted if they weigh differently,
+                divided by the number of all its rows.
             record: of the step.
         """
         self._buffer[0, self._count] = loss

@@ -23,6 +23,9 @@ class LossConfig:
     """bce: targets above it count as 1, others as 0; None: as they are."""
     bce_sum: bool = False
     """bce: add up the classes instead of averaging them."""
+    class_weights: str = "none"
+    """ce: how much samples weigh by class. balanced: inversely to the size of their class; or a file, .json {class:
+    weight} or .csv class,weight; or none."""
 
     def __post_init__(self) -> None:
         """Reject values out of range, and settings of the other loss."""
@@ -36,6 +39,10 @@ class LossConfig:
             name = "bce_threshold" if self.bce_threshold is not None else "bce_sum"
             raise FeedlineError(
                 f"{name} is {getattr(self, name)}, which belongs to bce, but loss is 'ce'; give --loss bce"
+            )
+        if self.loss == "bce" and self.class_weights != "none":
+            raise FeedlineError(
+                f"class_weights is {self.class_weights!r}, which belongs to ce, but loss is 'bce'; give --loss ce"
             )
 
 
@@ -58,8 +65,29 @@ def targets(labels: torch.Tensor, classes: int, smoothing: float) -> torch.Tenso
     return spread.scatter_(1, labels[:, None], 1 - smoothing + smoothing / classes)
 
 
+def sample_weights(
+    labels: torch.Tensor, weights: torch.Tensor, share: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How much each sample weighs, [B]: as its class, as its target says where it is mixed or soft.
+
+    A batch's weighted losses are divided by the sum of these: what torch's `CrossEntropyLoss(weight)` does with labels.
+    (With soft targets it divides by the number of samples; then weights of any scale would change the step.)
+
+    Args:
+        labels: int64 [B], or soft targets [B, classes].
+        weights: float32 [classes].
+        share: as in `sample_losses`.
+    """
+    own = labels @ weights if labels.ndim == 2 else weights[labels]
+    return own if share is None else torch.lerp(partner(own), own, share)
+
+
 def sample_losses(
-    logits: torch.Tensor, labels: torch.Tensor, config: LossConfig, share: torch.Tensor | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: LossConfig,
+    share: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Loss of each sample, [B].
 
@@ -70,15 +98,16 @@ def sample_losses(
         labels: int64 [B], or soft targets [B, classes].
         config: which loss.
         share: [B], how much of its own label each row keeps; the rest is its partner's. None: not mixed.
+        weights: of the classes, float32 [classes], for cross-entropy; as in `torch.nn.functional.cross_entropy`.
     """
     smoothing = config.label_smoothing
     if config.loss == "ce" and share is None and labels.ndim == 1:
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        return F.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="none")
     target = targets(labels, logits.shape[1], smoothing)
     if share is not None:
         target = torch.lerp(partner(target), target, share[:, None])
     if config.loss == "ce":
-        return F.cross_entropy(logits, target, reduction="none")
+        return F.cross_entropy(logits, target, weights, reduction="none")
     if config.bce_threshold is not None:
         target = target.gt(config.bce_threshold).to(logits.dtype)
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")

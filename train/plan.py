@@ -16,6 +16,7 @@ from loader import Batch
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.build import image_sizes, length_of, make_step
+from train.class_weights import class_weights
 from train.config import Config
 from train.distributed import World
 from train.evaluate import augmented
@@ -24,8 +25,9 @@ from train.freeze import frozen_parameters
 from train.inputs import eval_loader, train_loader
 from train.memory import fits_in_budget, fits_on_gpu, largest, measure_memory
 from train.mix import Mixing
-from train.model import FROM_TIMM, check_sizes, make_model
+from train.model import check_sizes, make_model
 from train.optim import make_optimizer
+from train.pretrained import FROM_TIMM
 from train.resolution import size_at
 from train.schedule import Length
 from train.step import TrainStep
@@ -56,7 +58,9 @@ def check(config: Config, dataset: Dataset) -> str:
     Mixing(config.mix, config.seed, length)
     pretrained = None if config.model.pretrained == FROM_TIMM else config.model.pretrained
     model = replace(config.model, pretrained=pretrained)  # nothing is downloaded
-    net = make_model(model, len(dataset.classes), torch.device("cpu"))
+    cpu = torch.device("cpu")
+    class_weights(config.loss.class_weights, dataset, config.input.train_split, cpu)
+    net = make_model(model, len(dataset.classes), cpu, classes=dataset.classes)
     check_sizes(net, model.arch, image_sizes(config))
     make_optimizer(net.model, config.optim)
     frozen_parameters(net.model, config.freeze)
@@ -88,7 +92,7 @@ def dry_run(config: Config, dataset: Dataset, world: World) -> dict[str, Any]:
     length = length_of(config, dataset)
     kinds = step_kinds(config, length)
     sides = sorted({kind.side for kind in kinds})
-    step = make_step(config, len(dataset.classes), world, sizes=len(sides))
+    step = make_step(config, len(dataset.classes), world, dataset=dataset, sizes=len(sides))
     net = step.net
     step.train()
     took_s, batch = _time_kinds(config, dataset, step, kinds, length)

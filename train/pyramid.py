@@ -19,7 +19,8 @@ from timm.layers import freeze_batch_norm_2d
 from torch import nn
 
 from shard.errors import FeedlineError
-from train.model import Color, statistics
+from train.model import statistics
+from train.pretrained import Color
 from train.trained import load_trained
 
 LEVELS = (2, 3, 4, 5)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from shard.errors import FeedlineError
 from train import checkpoint
 from train.checkpoint import DamagedError
 from train.config import Config, differences, from_dict
-from train.model import statistics
 
 _LOCK_WAIT_S = 60.0  # a run that was told to stop may be writing its last checkpoint
 
@@ -186,35 +184,18 @@ class RunFolder:
         return newest
 
 
-def load_checked(path: Path, config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Load a checkpoint that this run can go on from.
+def require_same(path: Path, content: dict[str, Any], config: Config, dataset: Dataset) -> None:
+    """Make sure that this run can go on from a checkpoint.
 
     Raises:
-        FeedlineError: unreadable, or of another dataset or configuration; lists the keys that differ.
+        FeedlineError: it is of another dataset or configuration; lists the keys that differ.
     """
-    content = checkpoint.load(path)
     afresh = "choose another --run-dir, or start afresh with --resume never (overwrites the run)"
     if content["fingerprint"] != dataset.fingerprint:
         raise FeedlineError(f"{path} was trained on another dataset than {dataset.root}; {afresh}")
     saved = from_dict(Config, content["config"], str(path))
     if changed := differences(saved, config):
         raise FeedlineError(f"{path} is of another configuration ({'; '.join(changed)}); {afresh}")
-    return content
-
-
-def settled(config: Config, content: dict[str, Any] | None) -> Config:
-    """The configuration with what the pretrained weights bring with them: a run must go on without them.
-
-    Args:
-        config: of the run.
-        content: checkpoint that it goes on from, if any.
-    """
-    if content is not None:
-        saved = from_dict(Config, content["config"], "the checkpoint").model
-        mean, std = config.model.mean or saved.mean, config.model.std or saved.std
-    else:
-        mean, std = statistics(config.model)
-    return replace(config, model=replace(config.model, mean=mean, std=std))
 
 
 def _is_whole(path: Path) -> bool:

@@ -27,6 +27,8 @@ class RunState:
         elapsed_s: seconds spent up to the checkpoint.
         plateau: fields of `train.stop.Plateau`.
         ended: why the run ended before its last epoch; "" if it did not.
+        own_head: whether pretrained weights brought the classifier with them.
+        before: what `train.before.measure` found; {} without pretrained weights.
     """
 
     step: int = 0
@@ -37,6 +39,8 @@ class RunState:
     elapsed_s: float = 0.0
     plateau: dict[str, Any] = field(default_factory=dict)
     ended: str = ""
+    own_head: bool = False
+    before: dict[str, Any] = field(default_factory=dict)
 
     def judge(self, epoch: int, result: Result, averaged: Result | None, stop: StopConfig) -> bool:
         """Take an evaluation in; sets `ended` where the run should end.
@@ -65,7 +69,8 @@ class RunState:
     def result(self) -> dict[str, Any]:
         """What a summary tells of it."""
         best = {"best_top1": self.best_top1, "best_epoch": self.best_epoch}
-        return {**self.last_eval, **best, "ended": self.ended, "steps": self.step}
+        before = {"before": self.before} if self.before else {}
+        return {**before, **self.last_eval, **best, "ended": self.ended, "steps": self.step}
 
 
 def is_finished(content: dict[str, Any], epochs: int) -> bool:
@@ -103,4 +108,5 @@ def restore(
     loader.load_state_dict(content["loader"])
     if world.rank < len(content["rng"]):  # of more ranks than before the new ones keep their seed
         set_rng_state(content["rng"][world.rank], world.device)
-    return RunState(**{f.name: content[f.name] for f in fields(RunState)})
+    # Checkpoints that were written before there was a field go on without it.
+    return RunState(**{f.name: content[f.name] for f in fields(RunState) if f.name in content})

@@ -17,7 +17,7 @@ from train.distributed import World
 from train.ema import Ema
 from train.freeze import set_train_mode
 from train.host_memory import keep_freed_memory
-from train.losses import LossConfig, sample_losses
+from train.losses import LossConfig, sample_losses, sample_weights
 from train.mix import share, spare
 from train.model import Normalized
 from train.numerics import CompileWatch, autocast_dtype, set_numerics
@@ -68,6 +68,8 @@ class TrainStep:
         clipping: of gradients.
         ema: average that follows the weights.
         frozen: parameters that do not learn until `set_frozen(False)`.
+        keeps_statistics: whether all batch norms normalise by their running statistics, which stay as they are.
+        class_weights: float32 [classes] on the device; None: all samples weigh the same.
 
     Attributes:
         net: the bare model with normalisation; `net.model` is the timm model.
@@ -91,6 +93,8 @@ class TrainStep:
         clipping: ClipConfig | None = None,
         ema: Ema | None = None,
         frozen: Sequence[nn.Parameter] = (),
+        keeps_statistics: bool = False,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
         device = world.device.type
         set_numerics(config.precision, world.device, deterministic=config.deterministic)
@@ -108,7 +112,9 @@ class TrainStep:
                 f"compile_mode is {config.compile_mode!r} and accumulate {config.accumulate}: CUDA graphs would "
                 "overwrite gradients that are still needed; use compile_mode max-autotune-no-cudagraphs or default"
             )
-        self._frozen, self._is_frozen = list(frozen), False
+        self._class_weights = class_weights
+        self._weight = torch.zeros((), device=world.device)  # see `weight`
+        self._frozen, self._is_frozen, self._keeps_statistics = list(frozen), False, keeps_statistics
         self._ddp: DistributedDataParallel | None = None
         self._forward: Forward = net
         self._bare = self._compile(net)
@@ -131,8 +137,8 @@ class TrainStep:
             self.train()
 
     def train(self) -> None:
-        """Put the model into training mode; norms that are frozen stay in evaluation."""
-        set_train_mode(self.net)
+        """Put the model into training mode; norms that are frozen, or keep their statistics, stay in evaluation."""
+        set_train_mode(self.net, self._keeps_statistics)
 
     def _connect(self) -> None:
         """Wrap the model for the ranks, as its parameters now learn or do not, and compile it."""
@@ -183,9 +189,13 @@ class TrainStep:
         with apart:
             logits = self._logits(images, mix)
             kept = None if mix is None else share(mix)
-            losses = sample_losses(logits.float(), labels, self.loss, kept)
+            losses = sample_losses(logits.float(), labels, self.loss, kept, self._class_weights)
             # By all rows, valid or not: every sample weighs the same on any number of ranks and micro-batches.
-            loss = torch.where(valid, losses, 0).sum() / (len(valid) * self.config.accumulate)
+            rows = len(valid) * self.config.accumulate
+            loss = torch.where(valid, losses, 0).sum() / rows
+            if self._class_weights is not None:
+                weights = sample_weights(labels, self._class_weights, kept)
+                self._weight += torch.where(valid, weights, 0).sum() / rows
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.watch.stop(tuple(images.shape))
         return loss.detach()
@@ -219,6 +229,7 @@ class TrainStep:
             step: number of this optimiser step in the whole run, from 1; for the average.
         """
         set_lr(self.optimizer, lr)
+        self._divide_by_weight()
         if self.clipping.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             clip(self.net.model, self.clipping)
@@ -227,6 +238,19 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.net, step)
+
+    def take_weight(self) -> torch.Tensor | None:
+        """Mean weight of the rows of this step's micro-batches on this rank, before `update`; None: not weighted."""
+        return None if self._class_weights is None else self._weight.clone()
+
+    def _divide_by_weight(self) -> None:
+        """Divide gradients by the mean weight of the whole step's rows, of all ranks; does not wait for the device."""
+        if self._class_weights is None:
+            return
+        mean = self.world.sum_(self._weight) / self.world.size
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        torch._foreach_div_(gradients, mean.clamp(min=1e-12))  # 0 of a step without any valid row
+        self._weight = torch.zeros_like(self._weight)
 
 
 def _wrap(

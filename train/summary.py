@@ -6,8 +6,48 @@ import json
 from pathlib import Path
 from typing import Any
 
+from train import before
+from train.config import Config
+from train.distributed import World
+from train.meter import Meter
+from train.numerics import CompileWatch
 from train.progress import clock
 from train.run_folder import RunFolder
+from train.state import RunState
+
+
+def collect(
+    config: Config,
+    world: World,
+    state: RunState,
+    watch: CompileWatch,
+    meter: Meter,
+    epochs: int,
+    elapsed_s: float,
+) -> dict[str, Any]:
+    """What summary.json holds of a finished run.
+
+    Args:
+        config: of the run.
+        world: its ranks.
+        state: its end.
+        watch: what was compiled.
+        meter: of this process's training.
+        epochs: trained.
+        elapsed_s: by all its processes.
+    """
+    speed = meter.total.images_per_s(config.input.batch_size)
+    return {
+        **state.result(),
+        "epochs": epochs,
+        "compiled_graphs": watch.graphs,
+        "recompiled_graphs": watch.recompiled,
+        "wall_s": round(elapsed_s, 1),
+        "images_per_s": speed and round(speed, 1),
+        "ranks": world.size,
+        "device": world.device.type,
+        "synthetic": config.synthetic,
+    }
 
 
 def write(summary: dict[str, Any], path: Path) -> None:
@@ -25,6 +65,10 @@ def show(summary: dict[str, Any], folder: RunFolder) -> None:
             f"nothing was learnt, evaluated or saved\nconfig, metrics, summary: {folder.root}"
         )
         return
+    if summary.get("before", {}).get("top1"):
+        print(
+            before.table(summary["before"], summary["best_top1"], summary["best_epoch"], summary["samples"])
+        )
     speed = summary["images_per_s"]
     print(
         f"top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} % on {summary['samples']} samples; "

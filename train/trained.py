@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from shard.image import Exif, Policy
 from train import checkpoint
 from train.config import Config, from_dict
 from train.model import Normalized, make_model
@@ -27,6 +28,7 @@ class Trained:
         checkpoint: file that the weights are from.
         config: the run's configuration.
         classes: class names by label, those of the dataset that it was trained on.
+        images: what is done to images from outside, so that they are what those of the run's dataset are.
         averaged: whether the weights are the average that the run kept.
         epoch: epochs trained when the checkpoint was written.
         top1: percent, in the evaluation at that epoch, of these weights; None before the first.
@@ -37,6 +39,7 @@ class Trained:
     checkpoint: Path
     config: Config
     classes: tuple[str, ...]
+    images: Policy
     averaged: bool
     epoch: int
     top1: float | None
@@ -57,6 +60,20 @@ class Trained:
             if data is not None:
                 raise
             raise FeedlineError(f"{error}; if it has moved, give --data DATASET") from error
+
+    def split_of(self, dataset: Dataset, name: str | None) -> str:
+        """Split `name`, or else the one that the run evaluates on.
+
+        Raises:
+            FeedlineError: the dataset has none of that name.
+        """
+        found = name or self.config.input.eval_split
+        if found not in dataset.split_names:
+            why = "" if name else ", which the run evaluates on"
+            raise FeedlineError(
+                f"{dataset.root} has no split {found!r}{why}; it has {', '.join(dataset.split_names)}: give --split"
+            )
+        return found
 
 
 def load_trained(
@@ -103,11 +120,25 @@ def load_trained(
         checkpoint=path,
         config=config,
         classes=classes,
+        images=_for_outside(content.get("images", {})),
         averaged=averaged,
         epoch=int(content["epoch"]),
         top1=last_eval.get("ema_top1" if averaged else "top1"),
         net=net.eval().requires_grad_(False),
     )
+
+
+def _for_outside(built: dict[str, Any]) -> Policy:
+    """What a build made of its images, by its policy, as a policy for images that may be anything.
+
+    A note of the orientation that was kept (`--exif keep`) is not followed by any decoder of the loader.
+
+    Args:
+        built: fields of the policy; {}: of a run that did not note it, or of foreign shards.
+    """
+    policy = Policy(**{**built, "keep": tuple(built.get("keep", ()))})
+    exif: Exif = "apply" if policy.exif == "apply" else "strip"
+    return replace(policy, check="decode", on_bad="repair", exif=exif)
 
 
 def find_checkpoint(run: Path, which: str) -> Path:

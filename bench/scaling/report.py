@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.report import require_matplotlib
+from bench.report import require_matplotlib, save
 from bench.scaling.law import Law
 from bench.scaling.network import Network
 
@@ -31,7 +31,7 @@ def table(record: dict[str, Any]) -> str:
                 f"{n}",
                 "" if value is None else f"{value * one:,.0f}",
                 "" if value is None else f"{value:.2f}",
-                f"{ahead['low']:.2f} – {ahead['high']:.2f} (95%)",
+                f"{ahead['low']:.2f} – {ahead['high']:.2f} ({ahead['confidence']:.0%})",
                 f"{ahead['low'] / n:.0%} – {ahead['high'] / n:.0%}" if value is None else f"{value / n:.0%}",
                 "extrapolated",
             )
@@ -131,8 +131,7 @@ def picture(record: dict[str, Any], path: Path) -> None:
         f"{machine} · {settings['work']}, {work}{images['size']} px, batch {images['batch_size']}, {settings['mode']}",
         fontsize=11,
     )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _draw_speedups(axes: Any, record: dict[str, Any]) -> None:
@@ -155,7 +154,7 @@ def _draw_speedups(axes: Any, record: dict[str, Any]) -> None:
             linewidth=0, label="law through two points: between its two extremes",
         )  # fmt: skip
     for p in ahead:
-        label = "extrapolated, 95 % interval" if p is ahead[0] else None
+        label = "extrapolated, with its interval" if p is ahead[0] else None
         axes.plot([p["count"]] * 2, [p["low"], p["high"]], color=_LAW, marker="_", markersize=9, label=label)
     for scenario, colour in zip(record["simulated"], _SIMULATED, strict=False):
         x = [p["count"] for p in scenario["points"]]

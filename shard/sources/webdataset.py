@@ -77,11 +77,11 @@ def samples(file: BinaryIO, path: str) -> Iterator[Sample | Unusable]:
     Raises:
         FeedlineError: not a tar, or cut off.
     """
-    for key, group in groupby(members(file, path), key=lambda member: _key(member.name)):
+    for key, group in groupby(members(file, path), key=lambda member: key_of(member.name)):
         yield _sample(key, list(group), file)
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
     """Webdataset's rule: up to the first dot after the last slash."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.split(".", 1)[0]

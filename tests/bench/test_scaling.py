@@ -62,6 +62,13 @@ def test_two_counts_leave_it_open() -> None:
     assert ahead.value is None
     assert ahead.low == pytest.approx(low.speedup(8))
     assert ahead.high == pytest.approx(high.speedup(8))
+    assert ahead.confidence == 0.75  # of three repeats
+
+
+@pytest.mark.parametrize(("repeats", "confidence"), [(1, 0.0), (5, 0.9375), (9, 0.95)])
+def test_few_repeats_are_not_sold_as_sure(repeats: int, confidence: float) -> None:
+    (ahead,) = extrapolate({n: [100.0 * n] * repeats for n in (1, 2, 4)}, [8])
+    assert ahead.confidence == confidence
 
 
 @settings(max_examples=30)
@@ -156,7 +163,7 @@ def measured(counts: tuple[int, ...], law: Law) -> dict[str, object]:
 
 def test_a_record_says_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
     plan = make_plan(like=("h100-resnet50", PRESETS["h100-resnet50"]))
-    record = json.loads(json.dumps(make_record(plan, measured((1, 2, 4), Law(0.1, 0.01)))))
+    record = json.loads(json.dumps(make_record(plan, measured((1, 2, 4), Law(0.1, 0.01)), "hot")))
     assert [p["kind"] for p in record["points"]] == ["measured"] * 3
     assert [(p["kind"], p["count"]) for p in record["extrapolated"]] == [
         ("extrapolated", 8),
@@ -180,7 +187,7 @@ def test_a_record_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
 
 def test_two_points_are_not_sold_as_a_fit(tmp_path: Path) -> None:
     record = json.loads(
-        json.dumps(make_record(make_plan(counts=(1, 2), to=8), measured((1, 2), Law(0.1, 0.0))))
+        json.dumps(make_record(make_plan(counts=(1, 2), to=8), measured((1, 2), Law(0.1, 0.0)), "hot"))
     )
     assert not record["law"]["determined"]
     assert [p["value"] for p in record["extrapolated"]] == [None, None]
@@ -192,7 +199,7 @@ def test_two_points_are_not_sold_as_a_fit(tmp_path: Path) -> None:
 
 
 def test_one_point_is_only_a_point(tmp_path: Path) -> None:
-    record = json.loads(json.dumps(make_record(make_plan(counts=(1,)), measured((1,), Law(0, 0)))))
+    record = json.loads(json.dumps(make_record(make_plan(counts=(1,)), measured((1,), Law(0, 0)), "hot")))
     assert record["law"] is None
     assert record["extrapolated"] == record["simulated"] == []
     assert "nothing to fit" in table(record)

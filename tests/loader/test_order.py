@@ -146,3 +146,72 @@ def test_repeats_come_together_and_are_told_apart() -> None:
 def test_wrong_orders_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(FeedlineError, match=next(iter(wrong))):
         Order(**wrong)  # type: ignore[arg-type]
+
+
+LABELS = st.lists(st.integers(1, 60), min_size=2, max_size=8).map(
+    lambda counts: np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+)
+BALANCES = st.sampled_from([0.25, 0.5, 1.0])
+
+
+@given(label=LABELS, balance=BALANCES, seed=st.integers(0, 99), epoch=st.integers(0, 99))
+def test_a_balanced_epoch_holds_each_class_by_its_share_and_no_sample_more_than_others(
+    label: np.ndarray, balance: float, seed: int, epoch: int
+) -> None:
+    n, order = len(label), Order(shuffle="global", balance=balance)
+    draws = order.draws(shards(n), seed, epoch, label)
+    assert len(draws) == n == len(set(draws.tolist()))
+    sizes = np.bincount(label)
+    wanted = n * sizes ** (1 - balance) / (sizes ** (1 - balance)).sum()
+    assert (np.abs(np.bincount(label[draws % n], minlength=len(sizes)) - wanted) < 1).all()
+    times = np.bincount(draws % n, minlength=n)
+    for c in range(len(sizes)):
+        assert np.ptp(times[label == c]) <= 1
+    # Repetitions of a sample are numbered from 0: each is augmented in its own way.
+    assert sorted(draws.tolist()) == sorted(i + r * n for i in range(n) for r in range(times[i]))
+    assert draws.tolist() == order.draws(shards(n), seed, epoch, label).tolist()
+
+
+@given(
+    label=LABELS.filter(lambda label: len(label) > 40),
+    balance=BALANCES,
+    batch=st.integers(1, 4),
+    worlds=st.permutations([1, 2, 4]),
+    data=st.data(),
+)
+def test_a_balanced_epoch_is_the_same_sequence_on_any_number_of_ranks_and_after_any_resume(
+    label: np.ndarray, balance: float, batch: int, worlds: list[int], data: st.DataObject
+) -> None:
+    n, order, total = len(label), Order(shuffle="global", balance=balance), batch * 4
+    draws = order.draws(shards(n), 3, 1, label)
+    done = data.draw(st.integers(0, n // total), label="steps before the resume") * total
+    for world in worlds:
+        left = []
+        for step in range(num_steps(n, done, total, drop_last=False)):
+            ranks = [order.rank_positions(n, done, step, total // world, r, world) for r in range(world)]
+            left += sorted(p for part in ranks for p in part.tolist())
+        assert left == list(range(done, n))
+        assert draws[left].tolist() == draws[done:].tolist()
+
+
+def test_over_the_epochs_quotas_are_right_and_every_sample_has_its_turn() -> None:
+    label = np.repeat([0, 1, 2], [100, 30, 7])
+    order = Order(shuffle="global", balance=0.5)
+    epochs = [order.draws(shards(137), 0, epoch, label) % 137 for epoch in range(400)]
+    counts = np.mean([np.bincount(label[ids], minlength=3) for ids in epochs], axis=0)
+    wanted = 137 * np.sqrt([100, 30, 7]) / np.sqrt([100, 30, 7]).sum()
+    np.testing.assert_allclose(counts, wanted, atol=0.1)
+    times = np.bincount(np.concatenate(epochs), minlength=137) / 400
+    np.testing.assert_allclose(times, (wanted / [100, 30, 7])[label], rtol=0.25)
+
+
+def test_balance_needs_what_it_needs() -> None:
+    for more in ({"shuffle": "window"}, {"shuffle": "none"}, {"shuffle": "global", "repeats": 2}):
+        with pytest.raises(
+            FeedlineError, match=r"balance is 0\.5, which needs shuffle 'global' and repeats 1"
+        ):
+            Order(balance=0.5, **more)  # type: ignore[arg-type]
+    with pytest.raises(FeedlineError, match="balance is 2; it must lie in 0 … 1"):
+        Order(shuffle="global", balance=2)
+    with pytest.raises(FeedlineError, match="needs the samples' labels"):
+        Order(shuffle="global", balance=0.5).draws(shards(3), 0, 0)

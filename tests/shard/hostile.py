@@ -129,6 +129,7 @@ def _surrounded() -> dict[str, Odd]:
     return {
         "exif-rotated.jpg": Odd(encoded(rgb, "JPEG", exif=exif(6)), "exif"),
         "exif-mirrored.jpg": Odd(encoded(rgb, "JPEG", exif=exif(2)), "exif"),
+        "exif-rotated.webp": Odd(encoded(rgb, "WEBP", exif=exif(6)), "format,exif"),
         "xmp-rotated.jpg": Odd(jpeg[:2] + segment(0xE1, xmp) + jpeg[2:], "exif"),
         "trailing-text.jpg": Odd(jpeg + b"some camera's notes", "trailing"),
         "trailing-zeros.jpg": Odd(jpeg + bytes(4096), "trailing"),
@@ -202,6 +203,7 @@ def _broken() -> dict[str, Odd]:
         "zero.JPEG": Odd(b"", "rejected: empty file"),
         "one-byte.jpg": Odd(b"\xff", "rejected: not an image"),
         "zeros.jpg": Odd(bytes(5000), "rejected: not an image"),
+        "phone.jpg": Odd(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "rejected: HEIC"),
         "text.JPEG": Odd(b"no picture at all\n" * 50, "rejected: not an image"),
         "error-page.jpg": Odd(b"<!doctype html><title>404 Not Found</title>", "rejected: not an image"),
         "vector.jpg": Odd(b'<svg xmlns="http://www.w3.org/2000/svg"/>', "rejected: not an image"),
@@ -225,5 +227,8 @@ def _broken() -> dict[str, Odd]:
         "headers-only.jpg": Odd(jpeg[: jpeg.index(b"\xff\xda")] + b"\xff\xd9", "rejected: "),
         "bomb.jpg": Odd(patched(jpeg, b"\xff\xc0", 3, b"\xff\xf0\xff\xf0"), "rejected: 65520 x 65520 pixels"),
         "bomb.png": Odd(huge_png(), "rejected: "),
+        "endless.png": Odd(
+            encoded(Image.new("RGB", (65_501, 1)), "PNG"), "rejected: 65501 x 1 pixels, more than 65500"
+        ),
         "floating.tiff": Odd(encoded(rgb.convert("F"), "TIFF"), "rejected: floating-point"),
     }

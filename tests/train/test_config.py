@@ -62,13 +62,14 @@ def test_yaml_number_that_is_a_string_to_yaml(tmp_path: Path) -> None:
 
 
 def test_flags_override_the_recipe() -> None:
-    words = "--data d --recipe cifar10_cpu --lr 0.5 --no-compile --epochs=3 --mean 0 0 0"
+    words = "--data d --recipe cifar10_cpu --model resnet18 --lr 0.5 --no-compile --epochs=3 --mean 0 0 0"
     options = parse(words.split())
     settings = options.settings
     assert (settings.optim.lr, settings.schedule.duration, settings.step.compile) == (0.5, "3ep", False)
     assert settings.model.mean == (0, 0, 0)
     assert settings.run_dir == Path("runs/cifar10_cpu")
     assert differences(recipe("cifar10_cpu"), settings) == [
+        f"arch: {recipe('cifar10_cpu').model.arch} → resnet18",
         "mean: (0.4914, 0.4822, 0.4465) → (0.0, 0.0, 0.0)",
         f"lr: {recipe('cifar10_cpu').optim.lr} → 0.5",
         f"duration: {recipe('cifar10_cpu').schedule.duration} → 3ep",

@@ -76,6 +76,7 @@ def test_run_folder_of_a_training(
     evals = [m for m in metrics(run) if m["kind"] == "eval"]
     assert [(m["epoch"], m["step"], m["samples"]) for m in evals] == [(1, 15, 42), (2, 30, 42), (3, 45, 42)]
     assert train[-1]["loss"] < train[0]["loss"]
+    assert checkpoint.load(run / "checkpoints" / "best.pt")["images"]["exif"] == "strip"  # as the dataset
 
     for epoch in range(3):
         ids = [i for step in range(15 * epoch + 1, 15 * epoch + 16) for i in ids_of_steps[step]]

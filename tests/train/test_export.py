@@ -24,8 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from loader.files import load_files
 from shard.dataset import Dataset
+from tests.train.outside import pixels_of
 from tests.train.runs import MEAN, STD, make_run
 from train.__main__ import main
 from train.export import FORMATS
@@ -49,9 +49,9 @@ def run(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def photo(dataset_dir: Path) -> Path:
     """An image of another shape than the dataset's."""
-    path = dataset_dir.parent / "photo.png"
+    path = dataset_dir.parent / "photo.jpg"
     with Image.open(next((dataset_dir.parent / "images" / "val" / "class3").iterdir())) as image:
-        image.resize((90, 61), Image.Resampling.BICUBIC).save(path)
+        image.resize((90, 61), Image.Resampling.BICUBIC).save(path, quality=95)
     return path
 
 
@@ -124,7 +124,7 @@ def test_the_documented_example_needs_nothing_else(
     printed = [(name, float(share)) for share, name in re.findall(r"(\S+) % (\S+)", done.stdout)]
 
     trained = load_trained(run)
-    pixels = load_files([photo], trained.config.input.eval_transform())
+    pixels = pixels_of(trained, photo)
     shares = trained.net(pixels)[0].softmax(0)
     assert printed == [
         (CLASSES[i], pytest.approx(100 * float(shares[i]), abs=0.5))
@@ -171,7 +171,7 @@ def test_timm_takes_the_folder(
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
     assert model.pretrained_cfg["label_names"] == list(CLASSES)
     # timm's transform and ours are the same, but for a grey level of the resize.
-    pixels = load_files([photo], load_trained(run).config.input.eval_transform())[0].permute(2, 0, 1) / 255
+    pixels = pixels_of(load_trained(run), photo)[0].permute(2, 0, 1) / 255
     with Image.open(photo) as image:
         theirs = timm.data.create_transform(**data, is_training=False)(image.convert("RGB")) * std + mean
     torch.testing.assert_close(theirs, pixels, rtol=0, atol=1.01 / 255)

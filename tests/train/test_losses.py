@@ -6,7 +6,7 @@ from timm.data.mixup import mixup_target
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from shard.errors import FeedlineError
-from train.losses import LossConfig, partner, sample_losses, targets
+from train.losses import LossConfig, partner, sample_losses, sample_weights, targets
 
 LOGITS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 3, 1, 4, 2, 2])
@@ -68,3 +68,26 @@ def test_mixed_cross_entropy_is_timms_and_the_mean_of_both_labels() -> None:
 def test_impossible_losses_are_errors(given: dict[str, object], message: str) -> None:
     with pytest.raises(FeedlineError, match=message):
         LossConfig(**given)  # type: ignore[arg-type]
+
+
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 4.0, 0.25])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_are_torchs(smoothing: float) -> None:
+    config = LossConfig(label_smoothing=smoothing)
+    theirs = torch.nn.CrossEntropyLoss(WEIGHTS, label_smoothing=smoothing)(LOGITS, LABELS)
+    each = sample_losses(LOGITS, LABELS, config, weights=WEIGHTS)
+    assert each.sum() / sample_weights(LABELS, WEIGHTS).sum() == pytest.approx(theirs.item())
+    # Targets that happen to be one label weigh as that label, mixed ones as their parts.
+    soft = targets(LABELS, 5, 0.0)
+    torch.testing.assert_close(sample_weights(soft, WEIGHTS), WEIGHTS[LABELS])
+    mixed = sample_weights(LABELS, WEIGHTS, HALF)
+    torch.testing.assert_close(mixed, 0.7 * WEIGHTS[LABELS] + 0.3 * WEIGHTS[partner(LABELS)])
+    whole = sample_losses(LOGITS, LABELS, config, torch.ones(6), WEIGHTS)
+    torch.testing.assert_close(whole, each)
+
+
+def test_weights_are_for_cross_entropy() -> None:
+    with pytest.raises(FeedlineError, match="class_weights is 'balanced', which belongs to ce"):
+        LossConfig(loss="bce", class_weights="balanced")

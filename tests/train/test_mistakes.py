@@ -121,6 +121,10 @@ COMBINATIONS = {
     "--profile-steps 0": "profile_steps is 0",
     "--timeout-s 0": "timeout_s is 0",
     "--std 0 1 1": "std is",
+    "--head mlp --head-hidden 0": "head_hidden is 0",
+    "--balance 2": "balance is 2.0",
+    "--balance 0.5 --repeats 2": "which needs shuffle 'global' and repeats 1",
+    "--class-weights balancd": "class_weights is 'balancd'; give none, balanced, or a file",
 }
 
 
@@ -131,6 +135,10 @@ NEEDED = {
     "--mix-prob 0.5": "--mixup or --cutmix",
     "--mix-switch 0.5 --mixup 0.2": "both --mixup and --cutmix",
     "--freeze-for 1ep": "--freeze",
+    "--head-hidden 8": "--head mlp",
+    "--head-drop 0.2": "--head mlp",
+    "--before knn": "--pretrained",
+    "--model-input": "--pretrained",
     "--min-change 1 --target 90": "--patience",
     "--stop-mode max": "--patience or --target",
     "--profile-steps 3": "--profile",

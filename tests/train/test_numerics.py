@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
@@ -162,18 +161,6 @@ def test_arguments_reach_timms_model() -> None:
 def test_blurpool_on_a_network_without_strides_is_an_error() -> None:
     with pytest.raises(FeedlineError, match="blurpool is on, but 'test_vit' has no convolution"):
         make_model(ModelConfig(arch="test_vit", blurpool=True), 4, CPU)
-
-
-def test_timms_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
-        assert kwargs["pretrained"] is True
-        raise RuntimeError("no route to host\nand a lot more")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(
-        FeedlineError, match="cannot get timm's weights of 'resnet18': no route to host; give"
-    ):
-        make_model(ModelConfig(arch="resnet18", pretrained=Path("timm")), 4, CPU)
 
 
 @pytest.mark.gpu

@@ -20,12 +20,12 @@ from PIL import Image
 
 from loader import Loader, ResizeCenterCrop
 from shard.dataset import Dataset, read_sources
-from shard.image import Checked, Policy
+from shard.image import Checked
 from tests.train.judged import SIDE, lively_run
 from train.__main__ import main
 from train.commands.predict import main as predict_command
 from train.inference import Network
-from train.predict import Bad, Predictor, find_images, load_image
+from train.predict import Bad, Predictor, load_image
 from train.trained import Trained, load_trained
 
 
@@ -58,7 +58,7 @@ def test_pixels_are_those_of_the_evaluation(trained: Trained, images: Path, data
         batch = next(iter(loader))
     sources = read_sources(dataset.split("val").root).to_pylist()
     names = [str(images / sources[i]) for i in batch.ids.tolist()]
-    loaded = [load_image(name) for name in names]
+    loaded = [load_image(name, trained.images) for name in names]
     good = [one for one in loaded if isinstance(one, Checked)]
     network = Watching(trained, torch.device("cpu"))
     with predictor(trained, 21, network) as predict:
@@ -169,16 +169,17 @@ def test_hostile_images_are_named_and_the_others_predicted(
     assert said.err.splitlines()[-1] == "7 could not be predicted"
 
 
-def test_too_narrow_to_be_resized(trained: Trained) -> None:
+def test_what_is_too_narrow_to_be_resized_whole_is_predicted(trained: Trained) -> None:
     """Its shorter side to 256 pixels would make the other one 16 million."""
-    thin = encode(np.zeros((1, 65_000, 3), np.uint8), "JPEG")
+    thin = encode(np.full((1, 65_000, 3), 90, np.uint8), "JPEG")
     plain = encode(np.zeros((30, 30, 3), np.uint8), "JPEG")
     wide = replace(trained.config.input, eval_size=224, eval_resize=256)
     trained = replace(trained, config=replace(trained.config, input=wide))
-    with predictor(trained, 2) as predict:
-        first, second = predict(["thin", "plain"], [Checked(thin, 65_000, 1), Checked(plain, 30, 30)])
-    assert first == Bad("thin", "65000 x 1 pixels: too narrow to be resized")
-    assert not isinstance(second, Bad)
+    network = Watching(trained, torch.device("cpu"))
+    with predictor(trained, 2, network) as predict:
+        found = predict(["thin", "plain"], [Checked(thin, 65_000, 1), Checked(plain, 30, 30)])
+    assert not [one for one in found if isinstance(one, Bad)]
+    assert (network.seen[0] == 90).all()
 
 
 def test_more_images_than_a_batch_in_order(
@@ -198,35 +199,6 @@ def test_more_images_than_a_batch_in_order(
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
-def test_names(tmp_path: Path) -> None:
-    for name in ("b.jpg", "a.PNG", ".hidden.jpg", "notes.txt", "sub/c.jpeg", "sub/[1].jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "empty").mkdir()
-
-    def found(*arguments: str, listed: tuple[str, ...] = ()) -> list[str | Bad]:
-        prefix = f"{tmp_path}/"
-        given = find_images([a if a == "-" else prefix + a for a in arguments], [prefix + x for x in listed])
-        return [
-            Bad(x.name.removeprefix(prefix), x.reason) if isinstance(x, Bad) else x.removeprefix(prefix)
-            for x in given
-        ]
-
-    assert found("") == ["a.PNG", "b.jpg", "sub/[1].jpg", "sub/c.jpeg"]
-    assert found("b.jpg", "notes.txt", "b.jpg") == ["b.jpg", "notes.txt", "b.jpg"]
-    assert found("**/*.jp*g") == ["b.jpg", "sub/[1].jpg", "sub/c.jpeg"]
-    assert found("sub/[1].jpg") == ["sub/[1].jpg"]  # a file of that name comes before the pattern
-    assert found("*.gif") == [Bad("*.gif", "no file matches this pattern")]
-    assert found("empty") == [Bad("empty", "no image files in this folder")]
-    assert found("-", "b.jpg", listed=("sub\n", "*.jpg\r\n")) == [
-        "sub/[1].jpg",
-        "sub/c.jpeg",
-        "*.jpg",
-        "b.jpg",
-    ]
-    assert list(find_images(["-"], ["\n", ""])) == []
-
-
 def test_a_list_on_stdin(run: Path, dataset_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     name = dataset_dir.parent / "images" / "val" / "class0" / "0.jpg"
     stdin = io.TextIOWrapper(io.BytesIO(f"{name}\n/caf\udce9.jpg\n".encode("utf-8", "surrogateescape")))
@@ -237,21 +209,9 @@ def test_a_list_on_stdin(run: Path, dataset_dir: Path, monkeypatch: pytest.Monke
     assert said.err.startswith("/caf\ufffd.jpg: No such file")
 
 
-def test_photos_are_turned_on_demand(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "p.jpg", exif=exif)
-    stored, turned = (
-        load_image(str(tmp_path / "p.jpg"), Policy(exif=how))
-        for how in ("strip", "apply")  # type: ignore[arg-type]
-    )
-    assert isinstance(stored, Checked)
-    assert isinstance(turned, Checked)
-    assert (stored.width, stored.height) == (30, 20) == (turned.height, turned.width)
-
-
 @pytest.mark.parametrize(
-    "flags", [["--top", "0"], ["--format", "xml"], ["--format", "parquet"], ["--data", "x"], []]
+    "flags",
+    [["--top", "0"], ["--format", "xml"], ["--format", "parquet"], ["--out", "a.xlsx"], ["--data", "x"], []],
 )
 def test_wrong_flags(run: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:

@@ -10,7 +10,8 @@ from shard.errors import FeedlineError
 from train import checkpoint
 from train.__main__ import main
 from train.engine import Trainer
-from train.model import FROM_TIMM, ModelConfig, make_model, statistics
+from train.model import ModelConfig, make_model, statistics
+from train.pretrained import FROM_TIMM
 from train.run_folder import RunFolder
 from train.stop import Stopped
 

@@ -13,7 +13,7 @@ BATCH_SIZE = 128
 
 
 def add_computing(parser: argparse.ArgumentParser) -> None:
-    """Add the flags."""
+    """Add all of the flags."""
     add = parser.add_argument
     add(
         "--batch-size",
@@ -22,6 +22,19 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"images per rank and step (default: {BATCH_SIZE})",
     )
+    add_forward(parser)
+    add("--loader-backend", choices=BACKENDS, help="decoder (default: the run's)")
+    add(
+        "--loader-threads",
+        type=positive,
+        metavar="N",
+        help="decoding threads per rank (default: its share of the cores)",
+    )
+
+
+def add_forward(parser: argparse.ArgumentParser) -> None:
+    """Add those that say how the network computes."""
+    add = parser.add_argument
     add(
         "--flip-tta",
         action=argparse.BooleanOptionalAction,
@@ -34,13 +47,6 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
         help="of matrix products and convolutions (default: the run's)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
-    add("--loader-backend", choices=BACKENDS, help="decoder (default: the run's)")
-    add(
-        "--loader-threads",
-        type=positive,
-        metavar="N",
-        help="decoding threads per rank (default: its share of the cores)",
-    )
 
 
 def with_decoding(trained: Trained, options: argparse.Namespace) -> Trained:

@@ -9,15 +9,20 @@ from pathlib import Path
 
 import torch
 
-from loader.files import load_files
 from loader.show import save
 from shard.dataset import Dataset
+from shard.errors import FeedlineError
 from train.commands.options import add_run, find_device, positive, require_folder, with_suffix
+from train.commands.outside import add_exif, lines, tell_sideways, with_exif
 from train.feature_file import FeatureFile
 from train.features import PENULTIMATE, Extractor, Features, extract
 from train.knn import NEIGHBOURS, Bank, KnnAccuracy
 from train.neighbours import Found, Search, make_sheet
 from train.numerics import set_numerics
+from train.predict.images import Bad, is_sideways, load_image
+from train.predict.names import find_images
+from train.predict.pixels import Pixels
+from train.predict.writers import printable
 from train.trained import Trained, load_trained
 from train.whole import whole
 
@@ -34,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if not (options.out or options.knn or options.search):
         parser.error("give --out FILE.parquet, --knn SPLIT or --search IMAGE: there is nothing else to do")
-    for flag, needs in (("k", "knn"), ("top", "search"), ("sheet", "search")):
+    for flag, needs in (("k", "knn"), ("top", "search"), ("sheet", "search"), ("exif", "search")):
         if getattr(options, flag) is not None and not getattr(options, needs):
             parser.error(f"--{flag} is for --{needs}, which is not given; leave it out")
     options.k, options.top = options.k or NEIGHBOURS, options.top or _TOP
@@ -44,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     trained = load_trained(
         require_folder(options.run), options.checkpoint, weights=options.weights, device=device
     )
+    trained = with_exif(trained, options.exif)
     job = _Job(options, trained, trained.dataset(options.data), device)
     job.run()
     return 0
@@ -56,7 +62,7 @@ class _Job:
         self, options: argparse.Namespace, trained: Trained, dataset: Dataset, device: torch.device
     ) -> None:
         self.options, self.trained, self.dataset, self.device = options, trained, dataset, device
-        self.split = options.split or trained.config.input.eval_split
+        self.split = trained.split_of(dataset, options.split)
         self.rows = dataset.split(self.split)
         self.extractor = Extractor(trained.net, options.layer)
 
@@ -65,8 +71,8 @@ class _Job:
         options, knn, search = self.options, None, None
         sinks: list[_Sink] = []
         if options.search:
-            images = load_files(options.search, self.trained.config.input.eval_transform())
-            search = Search(self.extractor(images.to(self.device)), options.top)
+            names, images = self.outside()
+            search = Search(self.extractor(images), options.top)
             sinks.append(search.add)
         if options.knn:
             bank = Bank.of(self.features(options.knn))
@@ -85,7 +91,31 @@ class _Job:
                 f"samples of {self.split!r}, by their neighbours in {options.knn!r}"
             )
         if search is not None:
-            self.show(search.result(), images)
+            self.show(search.result(), names, images)
+
+    def outside(self) -> tuple[list[str], torch.Tensor]:
+        """Names of the images to search for, and their pixels: uint8 [Q, size, size, 3].
+
+        Raises:
+            FeedlineError: one of them cannot be read or decoded.
+        """
+        policy = self.trained.images
+        names, loaded = [], []
+        for found in find_images(self.options.search, lines()):
+            image = found if isinstance(found, Bad) else load_image(found, policy)
+            if isinstance(image, Bad):
+                raise FeedlineError(f"cannot search for {image.name}: {image.reason}")
+            names.append(found if isinstance(found, str) else found.name)
+            loaded.append(image)
+        if not loaded:
+            raise FeedlineError("--search names no images; give files, folders or patterns")
+        with Pixels(self.trained, self.device, len(loaded)) as pixels:
+            decoded = pixels(loaded)
+        for row, reason in decoded.bad.items():
+            raise FeedlineError(f"cannot search for {names[row]}: {reason}")
+        sideways = [name for name, image in zip(names, loaded, strict=True) if is_sideways(image, policy)]
+        tell_sideways(sideways, self.options.exif)
+        return names, decoded.images
 
     def features(self, split: str) -> Iterator[Features]:
         """Features of a split."""
@@ -119,18 +149,18 @@ class _Job:
             "split": self.split,
         }
 
-    def show(self, found: Found, images: torch.Tensor) -> None:
+    def show(self, found: Found, names: list[str], images: torch.Tensor) -> None:
         """Print the neighbours and draw them."""
-        for path, ids, cosines in zip(
-            self.options.search, found.ids.tolist(), found.cosines.tolist(), strict=True
-        ):
-            print(f"{path}:")
+        for name, ids, cosines in zip(names, found.ids.tolist(), found.cosines.tolist(), strict=True):
+            print(f"{printable(name)}:")
             for rank, (i, cosine) in enumerate(zip(ids, cosines, strict=True), start=1):
-                name = self.dataset.classes[int(self.rows.label[i])]
-                print(f"  {rank:>3}  cosine {cosine:.4f}  id {i}  key {self.rows.key(i)}  {name}")
+                of = self.dataset.classes[int(self.rows.label[i])]
+                print(f"  {rank:>3}  cosine {cosine:.4f}  id {i}  key {self.rows.key(i)}  {of}")
         title = f"{self.trained.root}, layer {self.options.layer}: nearest in {self.dataset.root}, split {self.split}"
-        names = [path.name for path in self.options.search]
-        sheet = make_sheet(self.trained, self.dataset, self.split, images.numpy(), names, found, title)
+        captions = [printable(Path(name).name) for name in names]
+        sheet = make_sheet(
+            self.trained, self.dataset, self.split, images.cpu().numpy(), captions, found, title
+        )
         save(sheet, self.options.sheet)
         print(f"{self.options.sheet}: the images and their neighbours")
 
@@ -152,7 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=with_suffix(".parquet"), metavar="FILE.parquet", help="write a row per sample")
     add("--knn", metavar="SPLIT", help="classify by the neighbours in this split; may be the same one")
     add("--k", type=positive, help=f"neighbours that vote (default: {NEIGHBOURS})")
-    add("--search", type=Path, nargs="+", metavar="IMAGE", help="find the samples nearest to these images")
+    add(
+        "--search",
+        nargs="+",
+        metavar="IMAGE",
+        help="find the samples nearest to these files, folders or patterns",
+    )
+    add_exif(parser)
     add("--top", type=positive, metavar="N", help=f"neighbours per image (default: {_TOP})")
     add(
         "--sheet",

@@ -6,15 +6,15 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shard.errors import FeedlineError
-from shard.image import Policy
 from train.commands.computing import add_computing, with_decoding
 from train.commands.options import add_network, find_device, positive, require_folder
+from train.commands.outside import add_exif, lines, tell_sideways, with_exif
 from train.inference import Network
-from train.predict import Bad, Prediction, Predictor, find_images, load_image, predict
+from train.predict import Bad, Prediction, Predictor, find_images, predict
 from train.predict.writers import FORMATS, SUFFIXES, WRITERS, printable, save_parquet
 from train.trained import load_trained
 from train.whole import whole
@@ -32,45 +32,56 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = _parser()
     options = parser.parse_args(argv)
-    form = options.format or SUFFIXES.get(options.out.suffix.lower() if options.out else "", "table")
+    suffix = options.out.suffix.lower() if options.out else ""
+    form = options.format or SUFFIXES.get(suffix)
+    if form is None:
+        parser.error(
+            f"--out ends in {suffix!r}, not in {', '.join(filter(None, SUFFIXES))}; give --format, too"
+        )
     if form == "parquet" and options.out is None:
         parser.error("--format parquet needs --out FILE: it is no text")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise FeedlineError("predict is one process: leave torchrun out (eval is for many)")
     trained = load_trained(require_folder(options.run), options.checkpoint, weights=options.weights)
-    trained = with_decoding(trained, options)
+    trained = with_exif(with_decoding(trained, options), options.exif)
     network = Network(
         trained, find_device(options.device), precision=options.precision, flip_tta=options.flip_tta
     )
     top = min(options.top, len(trained.classes))
-    bad: list[Bad] = []
+    tally = _Tally()
     with Predictor(trained, network, batch_size=options.batch_size, top=top) as predictor:
-        found = find_images(options.images, _lines())
+        found = find_images(options.images, lines())
         try:
-            load = partial(load_image, policy=Policy(exif=options.exif))
-            _write(_good(predict(found, predictor, load), bad), form, options.out, top)
+            _write(_good(predict(found, predictor), tally), form, options.out, top)
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141  # as a shell has it for SIGPIPE
-    if bad:
-        print(f"{len(bad):,} could not be predicted", file=sys.stderr)
-    return 1 if bad else 0
+    if options.out is not None:
+        print(f"{options.out}: {tally.good:,} predictions")
+    tell_sideways(tally.sideways, options.exif)
+    if tally.bad:
+        print(f"{tally.bad:,} could not be predicted", file=sys.stderr)
+    return 1 if tally.bad else 0
 
 
-def _lines() -> Iterator[str]:
-    """Names on standard input, which need not be UTF-8."""
-    for line in sys.stdin.buffer:
-        yield os.fsdecode(line)
+@dataclass(slots=True)
+class _Tally:
+    good: int = 0
+    bad: int = 0
+    sideways: list[str] = field(default_factory=list)
 
 
-def _good(results: Iterable[Prediction | Bad], bad: list[Bad]) -> Iterator[Prediction]:
+def _good(results: Iterable[Prediction | Bad], tally: _Tally) -> Iterator[Prediction]:
     """Predictions; what is none is named on stderr."""
     for one in results:
         if isinstance(one, Bad):
-            bad.append(one)
+            tally.bad += 1
             print(f"{printable(one.name)}: {printable(one.reason)}", file=sys.stderr)
-        else:
-            yield one
+            continue
+        tally.good += 1
+        if one.sideways:
+            tally.sideways.append(one.name)
+        yield one
 
 
 def _write(rows: Iterable[Prediction], form: str, out: Path | None, top: int) -> None:
@@ -92,15 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add_network(parser)
-    add("images", nargs="+", metavar="IMAGE", help="files, folders, patterns; - reads a list from stdin")
-    add("--top", type=positive, default=5, metavar="K", help="classes per image (default: 5)")
     add(
-        "--exif",
-        choices=("strip", "apply"),
-        default="strip",
-        help="apply turns photos upright as their camera noted; strip leaves the pixels as they are stored, as "
-        "`shard build` does by default, and evaluations see them (default: strip)",
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, folders, patterns, shards, datasets, URLs of these; - reads a list from stdin",
     )
+    add("--top", type=positive, default=5, metavar="K", help="classes per image (default: 5)")
+    add_exif(parser)
     add("--format", choices=FORMATS, help="default: by the suffix of --out, else table")
     add("--out", type=Path, metavar="FILE", help="default: stdout")
     add_computing(parser)

@@ -20,10 +20,12 @@ def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
 
     Returns:
         feedline (version), arch, classes (list), class_names (list of readable ones), transform (object: resize, crop,
-        interpolation), mean, std (lists, for pixels in 0 … 1), own_arch (whether train.models has it and not
-        timm), model_args (text as in --model-args), blurpool,
-        activation (what turns logits into probabilities), input, output, run, checkpoint, epoch,
-        averaged, top1 (percent or null), flip_tta (whether the run's top1 is the mean over mirror images).
+        interpolation), exif (apply: photos are turned upright as their camera noted, strip: they are not), limits
+        (object: max_side, short_side to which larger images are reduced first, or null), mean, std (lists, for pixels
+        in 0 … 1), own_arch (whether train.models has it and not timm), model_args (text as in --model-args), blurpool,
+        head (linear or mlp), head_hidden, activation (what turns logits into probabilities), input, output, run,
+        checkpoint, epoch, averaged, top1 (percent or null), flip_tta (whether the run's top1 is the mean over mirror
+        images).
     """
     config = trained.config
     mean, std = statistics(config.model)
@@ -33,15 +35,20 @@ def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
         "crop": side,
         "interpolation": config.input.interpolation,
     }
+    limits = {name: getattr(trained.images, name) for name in ("max_side", "short_side")}
     return {
         "feedline": version("feedline"),
         "arch": config.model.arch,
         "own_arch": json.dumps(config.model.arch in OWN),
         "model_args": config.model.model_args,
         "blurpool": json.dumps(config.model.blurpool),
+        "head": config.model.head,
+        "head_hidden": json.dumps(config.model.head_hidden),
         "classes": json.dumps(trained.classes),
         "class_names": json.dumps(readable_names(trained, dataset)),
         "transform": json.dumps(transform),
+        "exif": trained.images.exif,
+        "limits": json.dumps(limits),
         "mean": json.dumps(mean),
         "std": json.dumps(std),
         "activation": "softmax",  # of single-label runs, whatever their loss

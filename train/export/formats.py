@@ -165,6 +165,9 @@ def load_safetensors(path: Path) -> Normalized:
         arch=about["arch"],
         model_args=about["model_args"],
         blurpool=json.loads(about["blurpool"]),
+        # Files that were written before there was a choice say nothing of it.
+        head=about.get("head", "linear"),
+        head_hidden=json.loads(about.get("head_hidden", "1")),
         mean=mean,
         std=std,
     )

@@ -28,12 +28,17 @@ def check_arch(trained: Trained) -> None:
     """Refuse what timm could not build again.
 
     Raises:
-        FeedlineError: a model with blurpool, which timm does not know of.
+        FeedlineError: a model with blurpool or another head, which timm does not know of.
     """
     if trained.config.model.blurpool:
         raise FeedlineError(
             "--format timm: the run has blurpool, with which timm cannot build a model; use --format onnx, "
             "torch.export or safetensors"
+        )
+    if trained.config.model.head != "linear":
+        raise FeedlineError(
+            f"--format timm: the run has --head {trained.config.model.head}, which timm cannot build; use --format "
+            "onnx, torch.export or safetensors"
         )
 
 

@@ -1,18 +1,31 @@
-"""Images by name: files, folders, patterns, a list on standard input; what is wrong with one is told, not raised."""
+"""Images from outside of a dataset, read and checked; what is wrong with one is told, not raised."""
 
 from __future__ import annotations
 
-import glob
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from shard.image import BadImageError, Checked, Policy, check
-from shard.sources.folders import IMAGE_SUFFIXES
+import fsspec
 
-AS_BUILT = Policy()  # as `python -m shard build` judges images where no flag says otherwise
+from shard.errors import FeedlineError
+from shard.image import BadImageError, Checked, Policy, check
+from shard.storage import storage_errors
+
 MAX_BYTES = 1 << 29  # a file of more is no photo; it would be read into memory whole
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An image whose bytes are at hand.
+
+    Attributes:
+        name: what it is called in results.
+        data: encoded, of any format that `python -m shard build` takes.
+    """
+
+    name: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,78 +41,66 @@ class Bad:
     reason: str
 
 
-def find_images(arguments: Sequence[str], listed: Iterable[str]) -> Iterator[str | Bad]:
-    """Names of images, in the order of the arguments.
-
-    A folder stands for the image files below it, by suffix, in order of their names, hidden ones left out. A pattern
-    (`*`, `?`, `[…]`, `**`) is for shells that did not expand it, and for more files than fit on a command line.
-
-    Args:
-        arguments: files, folders, patterns, and "-" for `listed`.
-        listed: lines with a file or folder each.
-    """
-    for argument in arguments:
-        if argument == "-":
-            for line in listed:
-                if name := line.rstrip("\r\n"):
-                    yield from _expand(name, patterns=False)
-        else:
-            yield from _expand(argument, patterns=True)
-
-
-def _expand(name: str, *, patterns: bool) -> Iterator[str | Bad]:
-    if os.path.isdir(name):
-        yield from _below(name)
-    elif patterns and glob.has_magic(name) and not os.path.lexists(name):
-        found = sorted(glob.glob(name, recursive=True))
-        if not found:
-            yield Bad(name, "no file matches this pattern")
-        for one in found:
-            if not os.path.isdir(one):  # `**` gives folders beside what is in them
-                yield one
-    else:
-        yield name  # reading it says what is wrong with it
-
-
-def _below(folder: str) -> Iterator[str | Bad]:
-    empty = True
-    problems: list[OSError] = []
-    for root, folders, files in os.walk(folder, onerror=problems.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                empty = False
-                yield os.path.join(root, name)
-    for problem in problems:
-        yield Bad(str(problem.filename), problem.strerror or str(problem))
-    if empty and not problems:
-        yield Bad(folder, "no image files in this folder")
-
-
-def load_image(name: str, policy: Policy = AS_BUILT) -> Checked | Bad:
+def load_image(image: str | Given, policy: Policy) -> Checked | Bad:
     """Read and check an image as `python -m shard build` does: what becomes of it there is predicted.
 
-    A plain JPEG keeps its bytes; any other image becomes a JPEG of quality 95.
+    A plain JPEG keeps its bytes; any other image becomes a JPEG of quality 95, unless the policy says otherwise.
 
     Args:
-        name: of the file.
-        policy: how datasets are built.
+        image: path or URL of a file, or an image that has been read.
+        policy: of the run; see `Trained.images`.
     """
+    if isinstance(image, Given):
+        name, data = image.name, image.data
+    else:
+        name, found = image, _read(image)
+        if isinstance(found, Bad):
+            return found
+        data = found
+    if len(data) > MAX_BYTES:
+        return Bad(name, too_large(len(data)))
     try:
-        return check(_read(name), policy)
+        return check(data, policy)
     except BadImageError as error:
         return Bad(name, str(error))
+
+
+def is_sideways(image: Checked, policy: Policy) -> bool:
+    """Whether its camera noted that it is to be turned, and the policy did not follow."""
+    return policy.exif == "strip" and "exif" in image.changes
+
+
+def _read(name: str) -> bytes | Bad:
+    if "://" in name:
+        return _fetch(name)
+    try:
+        # Not to wait for somebody to write into a named pipe.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+        with os.fdopen(os.open(name, flags), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                return Bad(name, "not a regular file")
+            if about.st_size > MAX_BYTES:
+                return Bad(name, too_large(about.st_size))
+            return file.read(about.st_size)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         return Bad(name, getattr(error, "strerror", None) or str(error))
 
 
-def _read(name: str) -> bytes:
-    # Not to wait for somebody to write into a named pipe.
-    descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise BadImageError("not a regular file")
-        if about.st_size > MAX_BYTES:
-            raise BadImageError(f"{about.st_size:,} bytes, more than {MAX_BYTES:,}")
-        return file.read(MAX_BYTES)
+def _fetch(url: str) -> bytes | Bad:
+    try:
+        with storage_errors("read", url), fsspec.open(url, "rb") as file:
+            data: bytes = file.read(MAX_BYTES + 1)
+            return data
+    except FeedlineError as error:
+        return Bad(url, without_name(error, url))
+
+
+def without_name(error: FeedlineError, name: str) -> str:
+    """What went wrong in reading `name`, for a line that begins with it."""
+    return str(error).removeprefix(f"cannot read {name}: ")
+
+
+def too_large(size_bytes: int) -> str:
+    """Why a file is not read."""
+    return f"{size_bytes:,} bytes, more than {MAX_BYTES:,}"

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 
-import numpy as np
-import torch
-
-from loader.resolve import make_backend, resolve_backend, usable_cores
 from loader.threads import ThreadPool
 from shard.errors import FeedlineError
-from shard.image import MAX_PIXELS, Checked
+from shard.image import Checked
 from train.inference import Network, top_classes
-from train.predict.images import Bad, load_image
+from train.predict.images import Bad, Given, is_sideways, load_image
+from train.predict.pixels import Pixels
 from train.trained import Trained
 
 _PATIENCE_S = 30.0  # with threads that read and check an image, when they are to end
@@ -31,11 +28,13 @@ class Prediction:
         name: of the image.
         classes: names of the k likeliest classes, the likeliest first.
         probabilities: float32 values, theirs.
+        sideways: whether its camera noted that it is to be turned, which the run's dataset does not do.
     """
 
     name: str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    sideways: bool = False
 
 
 class Predictor:
@@ -46,15 +45,16 @@ class Predictor:
         network: its forward pass.
         batch_size: rows of every batch; those that are not needed are black.
         top: how many classes.
+
+    Attributes:
+        policy: what images are checked by, before they come here; see `load_image`.
     """
 
     def __init__(self, trained: Trained, network: Network, *, batch_size: int, top: int = 5) -> None:
-        given = trained.config.input
-        self.batch_size, self.threads = batch_size, given.loader_threads or usable_cores()
+        self.batch_size, self.policy = batch_size, trained.images
         self._classes, self._network, self._top = trained.classes, network, top
-        self._transform = given.eval_transform()
-        backend = resolve_backend(given.loader_backend, network.device)
-        self._backend = make_backend(backend, network.device, self.threads, batch_size)
+        self._pixels = Pixels(trained, network.device, batch_size)
+        self.threads = self._pixels.threads
 
     def __call__(self, names: Sequence[str], images: Sequence[Checked]) -> list[Prediction | Bad]:
         """Predict at most `batch_size` images.
@@ -62,67 +62,49 @@ class Predictor:
         Raises:
             FeedlineError: the network's output is not finite.
         """
-        results: dict[int, Prediction | Bad] = {}
-        sizes = np.array([(image.width, image.height) for image in images], np.int32).reshape(-1, 2)
-        params = self._transform.params(0, 0, np.arange(len(images)), sizes[:, 0], sizes[:, 1])
-        fits = params.resized.astype(np.int64).prod(axis=1) <= MAX_PIXELS
-        for row in np.flatnonzero(~fits).tolist():
-            width, height = sizes[row].tolist()
-            # Resizing the shorter side makes the other one so long that it takes gigabytes.
-            results[row] = Bad(names[row], f"{width} x {height} pixels: too narrow to be resized")
-        rows = np.flatnonzero(fits)
-        if len(rows):
-            encoded = [np.frombuffer(images[row].data, np.uint8) for row in rows.tolist()]
-            decoded = self._backend.submit(encoded, params.take(rows), self.batch_size)()
-            labels, shares = self._top_classes(decoded.images)
-            for place, row in enumerate(rows.tolist()):
-                name = names[row]
-                if place in decoded.bad:
-                    results[row] = Bad(name, decoded.bad[place])
-                else:
-                    results[row] = self._prediction(name, labels[place], shares[place])
-        return [results[row] for row in range(len(images))]
+        if not images:
+            return []
+        decoded = self._pixels(images)
+        probabilities, labels = top_classes(self._network.logits(decoded.images), self._top)
+        rows = zip(names, images, labels.tolist(), probabilities.tolist(), strict=False)  # the rest is black
+        return [
+            Bad(name, decoded.bad[row]) if row in decoded.bad else self._prediction(name, image, best, shares)
+            for row, (name, image, best, shares) in enumerate(rows)
+        ]
 
-    def _top_classes(self, images: torch.Tensor) -> tuple[list[list[int]], list[list[float]]]:
-        probabilities, top = top_classes(self._network.logits(images), self._top)
-        return top.tolist(), probabilities.tolist()
-
-    def _prediction(self, name: str, labels: list[int], shares: list[float]) -> Prediction:
+    def _prediction(self, name: str, image: Checked, labels: list[int], shares: list[float]) -> Prediction:
         if not all(map(math.isfinite, shares)):
             raise FeedlineError(
                 f"the network's output is not finite for {name}; try --precision fp32, or an earlier --checkpoint"
             )
-        return Prediction(name, tuple(self._classes[label] for label in labels), tuple(shares))
+        classes = tuple(self._classes[label] for label in labels)
+        return Prediction(name, classes, tuple(shares), is_sideways(image, self.policy))
 
     def __enter__(self) -> Predictor:
         """Return itself."""
+        self._pixels.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop the decoder."""
-        self._backend.close()
+        self._pixels.__exit__(kind, error, trace)
 
 
-def predict(
-    found: Iterable[str | Bad],
-    predictor: Predictor,
-    load: Callable[[str], Checked | Bad] = load_image,
-) -> Iterator[Prediction | Bad]:
-    """Predict images in the order of their names; the next ones are read while the network computes.
+def predict(found: Iterable[str | Given | Bad], predictor: Predictor) -> Iterator[Prediction | Bad]:
+    """Predict images in their order; the next ones are read while the network computes.
 
     Args:
-        found: names, and what was no name.
+        found: names of files, images, and what is neither.
         predictor: of the network.
-        load: reads and checks an image; from several threads.
     """
-    names = iter(found)
+    images = iter(found)
     pool = ThreadPool(predictor.threads, "feedline-predict", _PATIENCE_S)
     try:
-        ahead = _start(pool, load, islice(names, predictor.batch_size))
+        ahead = _start(pool, predictor, images)
         while ahead:
-            now, ahead = ahead, _start(pool, load, islice(names, predictor.batch_size))
+            now, ahead = ahead, _start(pool, predictor, images)
             yield from _finish(now, predictor)
     finally:
         pool.close()
@@ -131,8 +113,15 @@ def predict(
 _Loading = list[tuple[str, "Future[Checked | Bad] | Bad"]]
 
 
-def _start(pool: ThreadPool, load: Callable[[str], Checked | Bad], part: Iterable[str | Bad]) -> _Loading:
-    return [(one.name, one) if isinstance(one, Bad) else (one, pool.submit(load, one)) for one in part]
+def _start(pool: ThreadPool, predictor: Predictor, images: Iterator[str | Given | Bad]) -> _Loading:
+    """Begin to read and check the next batch."""
+    return [
+        (
+            image if isinstance(image, str) else image.name,
+            image if isinstance(image, Bad) else pool.submit(load_image, image, predictor.policy),
+        )
+        for image in islice(images, predictor.batch_size)
+    ]
 
 
 def _finish(part: _Loading, predictor: Predictor) -> Iterator[Prediction | Bad]:

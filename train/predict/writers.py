@@ -14,7 +14,7 @@ from train.assess.files import write_parquet
 from train.assess.report import align
 from train.predict.predictor import Prediction
 
-SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+SUFFIXES = {"": "table", ".txt": "table", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _ROWS = 100  # of a table, for which columns are aligned
 
 
@@ -42,14 +42,14 @@ def write_csv(rows: Iterable[Prediction], file: IO[str], top: int) -> None:
         ["image", *(f"{what}_{i}" for i in range(1, top + 1) for what in ("class", "probability"))]
     )
     for row in rows:
-        pairs = zip(row.classes, map(_short, row.probabilities), strict=True)
+        pairs = zip(row.classes, map(short, row.probabilities), strict=True)
         writer.writerow([text(row.name), *(value for pair in pairs for value in pair)])
 
 
 def write_jsonl(rows: Iterable[Prediction], file: IO[str], top: int) -> None:
     """An object a line: {"image": …, "predictions": [{"class": …, "probability": …}, …]}."""
     for row in rows:
-        pairs = zip(row.classes, map(_short, row.probabilities), strict=True)
+        pairs = zip(row.classes, map(short, row.probabilities), strict=True)
         said = [{"class": name, "probability": share} for name, share in pairs]
         print(json.dumps({"image": text(row.name), "predictions": said}, ensure_ascii=False), file=file)
 
@@ -73,7 +73,7 @@ WRITERS: dict[str, Callable[[Iterable[Prediction], IO[str], int], None]] = {
 FORMATS = (*WRITERS, "parquet")
 
 
-def _short(probability: float) -> float:
+def short(probability: float) -> float:
     """The fewest digits that give the same float32 again."""
     return float(f"{probability:.9g}")
 

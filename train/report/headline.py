@@ -37,7 +37,7 @@ def headline(record: Record, judged: Judged | None, dataset: Dataset | None) -> 
         lines.append(
             f"Guessing among {classes:,} classes would be right {number_text(100 / classes)} % of the time."
         )
-    if record.before:
+    if record.before.get("top1"):
         lines.append(_before(record, top1))
     return lines
 

@@ -1,0 +1,210 @@
+"""What pretrained weights are worth on a dataset before they are trained on it.
+
+Where the head came with the weights, it is evaluated as it is. Where the labels differ, frozen features of the training
+split classify the evaluation split: by their nearest neighbours (`train.knn`), and by a linear probe. With many
+samples a part of each split has to do: the first of a keyed permutation, the same on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from loader import Loader
+from shard.dataset import Dataset
+from shard.errors import FeedlineError
+from train.config import Config
+from train.distributed import World
+from train.evaluate import Result
+from train.features import Extractor, Features
+from train.knn import NEIGHBOURS, Bank, KnnAccuracy
+from train.probe import fit, start_head
+from train.step import TrainStep
+
+MOST_TRAIN, MOST_EVAL = 10_000, 5_000  # samples
+NAMES = {"head": "head as it came", "knn": "kNN", "probe": "linear probe"}
+_BATCH = 64
+
+
+def methods(wanted: str, own_head: bool) -> list[str]:
+    """How it is measured: keys of `NAMES`.
+
+    Args:
+        wanted: `EvalConfig.before`.
+        own_head: whether the weights brought a head for the dataset's classes.
+    """
+    if wanted == "auto":
+        return ["head"] if own_head else ["knn", "probe"]
+    return [] if wanted == "none" else [wanted]
+
+
+def measure(
+    step: TrainStep,
+    config: Config,
+    dataset: Dataset,
+    world: World,
+    how: list[str],
+    starts_head: bool,
+    evaluate: Callable[[], Result | None],
+    stopping: Callable[[], bool],
+) -> dict[str, Any]:
+    """Measure it, and let the head start as the linear probe. Collective; no other weight changes.
+
+    Args:
+        step: of the network.
+        config: of the run.
+        dataset: of the run.
+        world: the ranks that share the work.
+        how: what `methods` gave.
+        starts_head: whether the head is to become the linear probe.
+        evaluate: evaluates the network with its head.
+        stopping: asked after each batch whether to give up; ranks must agree.
+
+    Returns:
+        top1 (percent, by method), samples (of the evaluation split), train_samples (whose features were used; 0 with
+        the head alone), head (probe, if it started as such, else random; absent if it is not new), took_s; {} if given
+        up or there is nothing to do.
+
+    Raises:
+        FeedlineError: the network gives no features; or a split has no sample that can be decoded.
+    """
+    began = time.perf_counter()
+    top1: dict[str, float] = {}
+    found: dict[str, Any] = {"top1": top1, "samples": 0, "train_samples": 0}
+    if not how and not starts_head:
+        return {}
+    if "head" in how:
+        result = evaluate()
+        if result is None:
+            return {}
+        top1["head"], found["samples"] = result.top1, result.samples
+    else:
+        if not hasattr(step.net.model, "forward_head"):
+            if not how:
+                return {}  # the head stays as it is, at random
+            raise FeedlineError(
+                f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would "
+                "give features; use --before none"
+            )
+        step.net.eval()
+        parts = []
+        for split, most in ((config.input.train_split, MOST_TRAIN), (config.input.eval_split, MOST_EVAL)):
+            part = _features(step, config, dataset, split, most, world, stopping)
+            if part is None:
+                return {}
+            parts.append(part)
+        train, held_out = parts
+        classes = len(dataset.classes)
+        probe = fit(train, classes) if starts_head or "probe" in how else None
+        found |= {"samples": len(held_out.labels), "train_samples": len(train.labels), "head": "random"}
+        if "knn" in how:
+            top1["knn"] = knn_top1(train, held_out, classes)
+        if probe is not None and "probe" in how:
+            top1["probe"] = probe.top1(held_out)
+        if probe is not None and starts_head and start_head(step.net, probe, config.input.eval_size):
+            world.broadcast_(step.net.parameters())  # ranks may round differently
+            found["head"] = "probe"
+    if not how and found["head"] == "random":
+        return {}
+    return found | {"took_s": round(time.perf_counter() - began, 1)}
+
+
+def _features(
+    step: TrainStep,
+    config: Config,
+    dataset: Dataset,
+    split: str,
+    most: int,
+    world: World,
+    stopping: Callable[[], bool],
+) -> Features | None:
+    """Features of the first `most` samples of a permutation, the same on every rank; None if given up."""
+    given, count = config.input, min(most, len(dataset.split(split)))
+    extractor = Extractor(step.net)
+    loader = Loader(
+        dataset,
+        split,
+        given.eval_transform(),
+        batch_size=max(1, min(_BATCH, -(-count // world.size))),
+        shuffle=True,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+        backend=given.loader_backend,
+        threads=given.loader_threads,
+        local_world_size=world.local_size,
+        max_bad=given.max_bad,
+        cache=given.shard_cache(dataset),
+    )
+    steps = -(-count // (loader.batch_size * world.size))
+    rows: torch.Tensor | None = None
+    with closing(loader):
+        for number, batch in zip(range(steps), loader, strict=False):
+            with step.autocast():
+                values = extractor(batch.images)
+            if rows is None:  # features, id, label, and whether there is such a sample
+                rows = torch.zeros(count, values.shape[1] + 3, device=world.device, dtype=torch.float64)
+            first = number * loader.batch_size * world.size
+            place = first + world.rank + world.size * torch.arange(len(values), device=world.device)
+            mine = (place < count) & batch.valid
+            ids = batch.ids.to(world.device)
+            about = torch.stack([ids, batch.labels, torch.ones_like(ids)], dim=1)
+            rows[place[mine]] = torch.cat([values.double(), about.double()], dim=1)[mine]
+            if stopping():
+                return None
+    assert rows is not None
+    world.sum_(rows)  # each row is one rank's, and 0 at the others
+    rows = rows[rows[:, -1] > 0]
+    if not len(rows):
+        raise FeedlineError(
+            f"no sample of {split!r} in {dataset.root} can be decoded; run `python -m shard verify`"
+        )
+    return Features(rows[:, -3].long().cpu(), rows[:, -2].long().cpu(), rows[:, :-3].float())
+
+
+def knn_top1(train: Features, held_out: Features, classes: int) -> float:
+    """Top-1 in percent by the neighbours among `train`."""
+    bank = Bank.of([train])
+    judge = KnnAccuracy(bank, classes, k=min(NEIGHBOURS, len(bank.ids)))
+    for part in torch.arange(len(held_out.ids)).chunk(-(-len(held_out.ids) // 1024)):
+        judge.add(Features(held_out.ids[part], held_out.labels[part], held_out.values[part]))
+    return judge.result().top1
+
+
+def before_line(found: dict[str, Any]) -> str:
+    """Line of progress about it."""
+    figures = ", ".join(f"{NAMES[name]} {value:.2f} %" for name, value in found["top1"].items())
+    measured = f"before: top-1 by {figures}  {_of(found)}" if figures else f"before: {_of(found)}"
+    head = "; the head starts as the linear probe" if found.get("head") == "probe" else ""
+    return f"{measured} in {found['took_s']:.1f} s{head}"
+
+
+def table(found: dict[str, Any], after: float, epoch: int, samples: int) -> str:
+    """Before and after side by side, a line each.
+
+    Args:
+        found: what `measure` gave.
+        after: top-1 of the best evaluation, percent.
+        epoch: when that was.
+        samples: that it counted.
+    """
+    rows = [(f"before, {NAMES[name]}", value, _of(found)) for name, value in found["top1"].items()]
+    rows.append(("after, best", after, f"epoch {epoch}, {samples} samples"))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{name:<{width}}  {value:6.2f} %  {about}" for name, value, about in rows]
+    if after < max(found["top1"].values(), default=0.0):
+        lines.append(
+            "the training took something away: try --freeze all-but-head, a smaller --lr, --keep-statistics, or less "
+            "of --augment and --erase"
+        )
+    return "\n".join(lines)
+
+
+def _of(found: dict[str, Any]) -> str:
+    by = f", by features of {found['train_samples']} training samples" if found["train_samples"] else ""
+    return f"{found['samples']} samples{by}"

@@ -1,0 +1,140 @@
+"""Evaluations that runs have in common: results per sample, of the same dataset and split."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from shard.errors import FeedlineError
+from train.assess.files import FIGURES, PREDICTIONS
+from train.compare.runs import Run
+
+Key = tuple[str, str]  # fingerprint of the dataset, and split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """A run's evaluation by `python -m train eval`.
+
+    Attributes:
+        folder: its files.
+        key: of which samples.
+        data: dataset, for people.
+        figures: what is in evaluation.json.
+    """
+
+    folder: Path
+    key: Key
+    data: str
+    figures: dict[str, Any]
+
+    def right(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Ids of the samples [N], and whether the network has them right [N].
+
+        Raises:
+            FeedlineError: the file cannot be read.
+        """
+        path = self.folder / PREDICTIONS
+        try:
+            table = pq.read_table(path, columns=["id", "right"])
+        except (OSError, ValueError, KeyError) as error:  # Arrow's errors are ValueErrors
+            raise FeedlineError(
+                f"cannot read {path}: {error}; evaluate again, as `python -m train eval`"
+            ) from error
+        return table["id"].to_numpy().astype(np.int64), table["right"].to_numpy()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What runs can be compared by.
+
+    Attributes:
+        evaluated: evaluations of the same samples, by the run's name.
+        data: of these samples, for people; "" of none.
+        split: of these samples.
+        lacking: runs without such an evaluation, and the command that makes it.
+    """
+
+    evaluated: dict[str, Evaluated]
+    data: str
+    split: str
+    lacking: dict[str, str]
+
+
+def shared(runs: Sequence[Run]) -> Shared:
+    """Find the dataset and split that the most runs are evaluated on, the runs' own before others."""
+    found = {run.name: _evaluations(run) for run in runs}
+    own = Counter((run.fingerprint, run.config.input.eval_split) for run in runs)
+    counts = Counter(key for evaluations in found.values() for key in evaluations)
+    if not counts:
+        data, split = str(runs[0].config.data), runs[0].config.input.eval_split
+        alike = len(own) == 1
+        return Shared(
+            evaluated={},
+            data="",
+            split="",
+            lacking={run.name: _command(run, None if alike else (data, split)) for run in runs},
+        )
+    key = max(sorted(counts), key=lambda k: (counts[k], own[k]))
+    chosen = {name: evaluations[key] for name, evaluations in found.items() if key in evaluations}
+    data, split = next(iter(chosen.values())).data, key[1]
+    lacking = {
+        run.name: _command(
+            run, None if (run.fingerprint, run.config.input.eval_split) == key else (data, split)
+        )
+        for run in runs
+        if run.name not in chosen
+    }
+    return Shared(evaluated=chosen, data=data, split=split, lacking=lacking)
+
+
+def require_comparable(runs: Sequence[Run], common: Shared) -> None:
+    """Refuse accuracies of different samples.
+
+    Raises:
+        FeedlineError: says which run was evaluated on what.
+    """
+    on = {run.name: (run.fingerprint, run.config.input.eval_split) for run in runs if run.top1 is not None}
+    if len(set(on.values())) <= 1 or not common.lacking:
+        return
+    texts = [
+        f"{run.name}: {run.config.data}, split {run.config.input.eval_split!r}"
+        for run in runs
+        if run.name in on
+    ]
+    commands = "; ".join(common.lacking.values())
+    raise FeedlineError(
+        f"these runs were evaluated on different data, so their accuracies say nothing about each other "
+        f"({'; '.join(texts)}); evaluate all on one dataset: {commands}"
+    )
+
+
+def _evaluations(run: Run) -> dict[Key, Evaluated]:
+    """Evaluations of the best checkpoint as it is now, by weights that it was chosen by: by what they are of."""
+    found: dict[Key, Evaluated] = {}
+    for path in sorted((run.root / "eval").glob(f"*/{FIGURES}")):
+        try:
+            figures = json.loads(path.read_text(encoding="utf-8"))
+            key = figures["fingerprint"], figures["split"]
+            now = ("best.pt", run.best_epoch, run.averaged)
+            current = (Path(figures["checkpoint"]).name, figures["epoch"], figures["averaged"]) == now
+        except (OSError, ValueError, KeyError) as error:
+            raise FeedlineError(
+                f"{path} cannot be read: {error!r}; remove its folder, or evaluate again"
+            ) from error
+        if current and (path.parent / PREDICTIONS).exists():
+            found[key] = Evaluated(folder=path.parent, key=key, data=figures["data"], figures=figures)
+    return found
+
+
+def _command(run: Run, other: tuple[str, str] | None) -> str:
+    """Command that evaluates a run, on another dataset and split than its own if need be."""
+    return f"python -m train eval {run.root}" + (f" --data {other[0]} --split {other[1]}" if other else "")

@@ -1,0 +1,181 @@
+"""What a run folder tells about its run: accuracy, cost, and how far it came."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shard.errors import FeedlineError
+from train import checkpoint
+from train.config import Config, flat, load
+from train.flops import forward_flops
+from train.model import make_model
+from train.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run. None stands for what it has not recorded.
+
+    Attributes:
+        name: short, and different from those of the other runs.
+        root: the run folder.
+        config: its settings.
+        fingerprint: of the dataset; None before the first checkpoint.
+        finished: whether it came to its end.
+        status: in words.
+        top1: percent, of the best evaluation.
+        top5: percent, of the same.
+        loss: of the same.
+        averaged: whether these are of the averaged weights, as they are where the run kept them.
+        best_epoch: of that evaluation, from 1.
+        epochs: trained.
+        images_per_s: while training.
+        time_s: seconds in all, evaluations included.
+        energy_kj: of the GPUs, in training steps.
+        parameters: how many.
+        gflops: of the forward pass of an image of the evaluation, a multiply-add counted as two.
+        device: kind and number.
+    """
+
+    name: str
+    root: Path
+    config: Config
+    fingerprint: str | None
+    finished: bool
+    status: str
+    top1: float | None
+    top5: float | None
+    loss: float | None
+    averaged: bool
+    best_epoch: int | None
+    epochs: int
+    images_per_s: float | None
+    time_s: float | None
+    energy_kj: float | None
+    parameters: int | None
+    gflops: float | None
+    device: str | None
+
+
+def read_runs(roots: Sequence[Path]) -> list[Run]:
+    """Read runs.
+
+    Args:
+        roots: their folders.
+
+    Raises:
+        FeedlineError: one is no run folder, or is there twice.
+    """
+    resolved = [root.resolve() for root in roots]
+    for at, root in enumerate(roots):
+        if not RunFolder(root).config.exists():
+            raise FeedlineError(
+                f"{root} is no run folder (it has no config.yaml); give those of `python -m train`"
+            )
+        if resolved.index(resolved[at]) != at:
+            raise FeedlineError(f"{root} is given twice; leave one out")
+    return [_read(root, name) for root, name in zip(roots, _names(resolved), strict=True)]
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Settings that are not the same in all runs: values by name, in the order of the runs."""
+    values = [flat(run.config) for run in runs]
+    # The run folder always differs; the recipe's name is of no effect beside its values.
+    keys = [key for key in values[0] if key not in ("run_dir", "recipe")]
+    found = {key: [one[key] for one in values] for key in keys}
+    return {key: row for key, row in found.items() if any(value != row[0] for value in row)}
+
+
+def _names(roots: Sequence[Path]) -> list[str]:
+    """The last part of each path, or what comes after the folder that all have in common."""
+    last = [root.name for root in roots]
+    if len(set(last)) == len(last):
+        return last
+    common = Path(os.path.commonpath(roots))
+    return [str(root.relative_to(common)) for root in roots]
+
+
+def _read(root: Path, name: str) -> Run:
+    folder = RunFolder(root)
+    config = load(folder.config)
+    summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.exists() else {}
+    best = checkpoint.load(folder.best) if folder.best.exists() else None
+    # Of a finished run the summary tells how far it came.
+    newest = checkpoint.load(folder.last) if folder.last.exists() and not (summary and best) else best
+    lines = _lines(folder.metrics)
+    evaluation = best["last_eval"] if best is not None else {}
+    averaged = "ema_top1" in evaluation
+    top1, top5, loss = (
+        evaluation.get(f"{'ema_' if averaged else ''}{name}") for name in ("top1", "top5", "loss")
+    )
+    parameters, gflops = _size(config, len(newest["classes"])) if newest is not None else (None, None)
+    epochs = int(summary.get("epochs") or (newest["epoch"] if newest is not None else 0))
+    return Run(
+        name=name,
+        root=root,
+        config=config,
+        fingerprint=newest.get("fingerprint") if newest is not None else None,
+        finished=bool(summary),
+        status=_status(config, summary, epochs),
+        top1=top1,
+        top5=top5,
+        loss=loss,
+        averaged=averaged,
+        best_epoch=int(best["epoch"]) if best is not None else None,
+        epochs=epochs,
+        images_per_s=summary.get("images_per_s") or _speed(lines),
+        time_s=summary.get("wall_s") or (newest or {}).get("elapsed_s"),
+        energy_kj=_energy(lines, config.input.batch_size),
+        parameters=parameters,
+        gflops=gflops,
+        device=f"{summary['ranks']} × {summary['device']}" if summary else None,
+    )
+
+
+def _status(config: Config, summary: dict[str, Any], epochs: int) -> str:
+    if summary.get("synthetic"):
+        return "synthetic data"
+    if summary:
+        return "finished early" if summary["ended"] else "finished"
+    return f"unfinished: {epochs} of {config.schedule.duration}"
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Lines about training steps."""
+    if not path.exists():
+        return []
+    # The last one may be half written, of a run that is at work.
+    whole = [
+        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+    ]
+    return [line for line in map(json.loads, whole) if line["kind"] == "train"]
+
+
+def _speed(lines: Sequence[dict[str, Any]]) -> float | None:
+    """Images/s of an unfinished run: the mean over its lines, which stand for as many steps each."""
+    found = [line["images_per_s"] for line in lines if line.get("images_per_s")]
+    return round(len(found) / sum(1 / speed for speed in found), 1) if found else None
+
+
+def _energy(lines: Sequence[dict[str, Any]], batch_size: int) -> float | None:
+    """Kilojoules of all GPUs, of the images trained on and the images per joule of each line."""
+    joules, before = 0.0, 0
+    for line in lines:
+        if line.get("images_per_joule"):
+            joules += (line["step"] - before) * batch_size / line["images_per_joule"]
+        before = line["step"]
+    return joules / 1000 or None
+
+
+def _size(config: Config, classes: int) -> tuple[int, float]:
+    """Parameters, and GFLOPs of the forward pass of an image."""
+    device = torch.device("cpu")
+    net = make_model(config.model, classes, device, resumed=True)  # weights do not matter
+    return sum(p.numel() for p in net.parameters()), forward_flops(net, config.input.eval_size, device) / 1e9

@@ -1,0 +1,217 @@
+"""A comparison as text, Markdown, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from train.assess.report import align
+from train.compare.evaluations import Shared
+from train.compare.pareto import Cost
+from train.compare.runs import Run
+from train.compare.significance import Pair
+from train.progress import clock
+
+Rows = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Everything that is said about runs.
+
+    Attributes:
+        runs: in the order in which they were given.
+        differing: settings that are not the same in all, values in the order of the runs.
+        cost: that accuracy is held against.
+        front: which runs are on the Pareto front.
+        shared: the evaluations that they have in common.
+        pairs: tests of every two of these.
+    """
+
+    runs: list[Run]
+    differing: dict[str, list[Any]]
+    cost: Cost
+    front: list[bool]
+    shared: Shared
+    pairs: list[Pair]
+
+
+_BESIDE = 4  # runs whose settings stand beside each other
+
+# Columns: head, and a run's text; "" where it has not recorded it. A column without any text is left out.
+_COLUMNS: dict[str, Callable[[Run], str]] = {
+    "status": lambda run: run.status,
+    "top-1 %": lambda run: _text(run.top1, ".2f"),
+    "top-5 %": lambda run: _text(run.top5, ".2f"),
+    "loss": lambda run: _text(run.loss, ".4f"),
+    "best epoch": lambda run: _text(run.best_epoch, "d"),
+    "epochs": lambda run: _text(run.epochs, "d"),
+    "images/s": lambda run: _text(run.images_per_s, ",.0f"),
+    "time": lambda run: "" if run.time_s is None else clock(run.time_s),
+    "energy kJ": lambda run: _text(run.energy_kj, ",.1f"),
+    "parameters M": lambda run: "" if run.parameters is None else f"{run.parameters / 1e6:.2f}",
+    "GFLOPs": lambda run: _text(run.gflops, ".3g"),
+    "device": lambda run: run.device or "",
+}
+
+
+def text(found: Comparison) -> str:
+    """For the terminal."""
+    return "\n\n".join("\n".join(filter(None, (title, body))) for title, body in _sections(found, align))
+
+
+def markdown(found: Comparison) -> str:
+    """For a page or an issue."""
+    return "\n\n".join("\n\n".join(filter(None, (title, body))) for title, body in _sections(found, _pipes))
+
+
+def csv_text(found: Comparison) -> str:
+    """A row per run: its figures, and the settings that differ."""
+    out = io.StringIO()
+    rows = records(found)
+    writer = csv.writer(out, lineterminator="\n")
+    config = list(found.differing)
+    names = [name for name in rows[0] if name != "config"]
+    writer.writerow([*names, *config])
+    for row in rows:
+        writer.writerow([*(row[name] for name in names), *(row["config"][key] for key in config)])
+    return out.getvalue().rstrip("\n")
+
+
+def json_text(found: Comparison) -> str:
+    """Everything, for programs."""
+    return json.dumps(
+        {
+            "runs": records(found),
+            "cost": found.cost.label,
+            "evaluation": {"data": found.shared.data, "split": found.shared.split},
+            "pairs": [asdict(pair) | {"significant": pair.significant} for pair in found.pairs],
+        },
+        indent=1,
+        ensure_ascii=False,
+        default=str,
+    )
+
+
+FORMATS: dict[str, Callable[[Comparison], str]] = {
+    "table": text,
+    "markdown": markdown,
+    "csv": csv_text,
+    "json": json_text,
+}
+
+
+def records(found: Comparison) -> list[dict[str, Any]]:
+    """Each run's figures in plain units, and its values of the settings that differ."""
+    rows = []
+    for at, (run, front) in enumerate(zip(found.runs, found.front, strict=True)):
+        names = (
+            "name", "root", "status", "top1", "top5", "loss", "best_epoch", "epochs", "images_per_s", "time_s",
+            "energy_kj", "parameters", "gflops", "device",
+        )  # fmt: skip
+        config = {key: values[at] for key, values in found.differing.items()}
+        rows.append({name: getattr(run, name) for name in names} | {"pareto": front, "config": config})
+    return rows
+
+
+def _sections(found: Comparison, layout: Callable[[Rows], str]) -> list[tuple[str, str]]:
+    sections = [("", layout(_figures(found))), _front(found)]
+    if found.differing:
+        sections.append(("settings that differ", layout(_settings(found))))
+    else:
+        sections.append(("no setting differs", ""))
+    return [*sections, *_significance(found, layout)]
+
+
+def _figures(found: Comparison) -> Rows:
+    columns = {head: cells for head, of in _COLUMNS.items() if any(cells := [of(run) for run in found.runs])}
+    head = ("run", *columns)
+    return [head, *((run.name, *cells) for run, *cells in zip(found.runs, *columns.values(), strict=True))]
+
+
+def _front(found: Comparison) -> tuple[str, str]:
+    names = [run.name for run, front in zip(found.runs, found.front, strict=True) if front]
+    if not names:
+        return f"no finished run has both a top-1 and a {found.cost.label}", ""
+    return f"best top-1 for its {found.cost.label} (Pareto front): {', '.join(names)}", ""
+
+
+def _settings(found: Comparison) -> Rows:
+    """A row per setting; a row per run where there are many."""
+    head = ("", *(run.name for run in found.runs))
+    rows: Rows = [head, *((key, *map(_value, values)) for key, values in found.differing.items())]
+    return rows if len(found.runs) <= _BESIDE else list(zip(*rows, strict=True))
+
+
+def _significance(found: Comparison, layout: Callable[[Rows], str]) -> list[tuple[str, str]]:
+    shared, sections = found.shared, []
+    if found.pairs:
+        many = len(found.pairs) > 1
+        head = (
+            "a – b",
+            "top-1 %",
+            "difference",
+            "95 % interval",
+            "a alone right",
+            "b alone right",
+            "p",
+            *(["p, Holm"] if many else []),
+        )
+        rows: Rows = [head]
+        for pair in found.pairs:
+            low, high = pair.interval
+            rows.append(
+                (
+                    f"{pair.a} – {pair.b}", f"{pair.top1_a:.2f} – {pair.top1_b:.2f}",
+                    f"{pair.top1_a - pair.top1_b:+.2f}", f"{low:+.2f} … {high:+.2f}", f"{pair.only_a:,}",
+                    f"{pair.only_b:,}", f"{pair.p:.2g}", *([f"{pair.adjusted_p:.2g}"] if many else []),
+                )
+            )  # fmt: skip
+        title = (
+            f"the same {found.pairs[0].samples:,} samples of {shared.data}, split {shared.split!r}: "
+            "paired bootstrap, McNemar's exact test" + (", Holm's correction" if many else "")
+        )
+        sections.append((title, layout(rows)))
+        sections.append(("\n".join(f"- {verdict(pair)}" for pair in found.pairs), _caution(found)))
+    if shared.lacking:
+        title = "no test of significance for runs without an evaluation of the same samples; first run"
+        sections.append((title, "\n".join(f"  {command}" for command in shared.lacking.values())))
+    return sections
+
+
+def verdict(pair: Pair) -> str:
+    """What a test found, in a sentence."""
+    if not pair.significant:
+        return f"{pair.a} and {pair.b}: no significant difference (p = {pair.adjusted_p:.2g})"
+    better, worse = (pair.a, pair.b) if pair.only_a > pair.only_b else (pair.b, pair.a)
+    points = abs(pair.top1_a - pair.top1_b)
+    return f"{better} is better than {worse} by {points:.2f} points (p = {pair.adjusted_p:.2g})"
+
+
+def _caution(found: Comparison) -> str:
+    seed_only = list(found.differing) == ["seed"]
+    return (
+        "This is about these networks, on these samples."
+        + (" They differ in the seed alone: what separates them is chance in training." if seed_only else
+           " Another seed would give others: to compare settings, train each with several.")
+    )  # fmt: skip
+
+
+def _pipes(rows: Rows) -> str:
+    head, *rest = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    marks = [":--", *["--:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, marks, *rest))
+
+
+def _text(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None else "''" if value == "" else str(value)
