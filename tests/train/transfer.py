@@ -6,8 +6,8 @@
 For each seed: a pretraining; a fine-tuning of it; and trainings from scratch with the same images, epochs and batches,
 by the same command without --pretrained, also at three times its learning rate, and by the recipe made for this
 network. The best of these by the validation images is what fine-tuning is compared with. Both are judged by `train
-eval` on the test images, which no run has seen. Seeds differ in the few images, too. What is already there is not done again. Ends
-with status 1 if fine-tuning is not ahead by --margin points, on average over the seeds.
+eval` on the test images, which no run has seen. Seeds differ in the few images, too. What is already there is not done
+again. Ends with status 1 if fine-tuning is not ahead by --margin points, on average over the seeds.
 """
 
 from __future__ import annotations
