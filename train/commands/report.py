@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ unless that has been done. docs/after.md says more."""
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise FeedlineError("report is one process: leave torchrun out (eval is for many)")
     record = read_record(require_folder(options.run))
     notes: list[str] = []
     judged = _judged(record, options.data, notes)
@@ -46,13 +49,13 @@ def _judged(record: Record, data: str | None, notes: list[str]) -> Judged | None
         return judged
     print("no evaluation of the best checkpoint yet: evaluating", file=sys.stderr)
     try:
-        status = evaluation.main([str(record.root), *(["--data", data] if data else [])])
+        evaluation.main([str(record.root), *(["--data", data] if data else [])])
     except FeedlineError as error:
         notes.append(
             f"There are no figures by class and no mistakes, because the run could not be evaluated: {error}"
         )
         return None
-    return find_judged(record, MOST_MISTAKES) if status == 0 else None
+    return find_judged(record, MOST_MISTAKES)
 
 
 def _dataset(record: Record, judged: Judged | None, data: str | None, notes: list[str]) -> Dataset | None:

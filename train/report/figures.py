@@ -63,7 +63,10 @@ def speed(record: Record) -> list[Plot]:
     waits = [(x, 100 * y) for x, y in _points(record.train, "data_wait_share", at)]
     made = [
         plot(
-            "Speed", [Series("images/s", _points(record.train, "images_per_s", at))], x_label=_x_label(record)
+            "Speed",
+            [Series("images/s", _points(record.train, "images_per_s", at))],
+            x_label=_x_label(record),
+            note="Images per second while training, all processes together.",
         ),
         plot(
             "Waiting for data",
