@@ -154,7 +154,8 @@ def load_pretrained(model: nn.Module, path: Path, classes: Sequence[str] | None 
         FeedlineError: no such file, or tensors other than the head's are missing, unknown or of other sizes.
     """
     path = weights_file(path)
-    weights, theirs = _read_weights(path), checkpoint.about(path).get("classes")
+    weights, about = _read_weights(path), checkpoint.about(path)
+    theirs = about.get("classes")
     mine = model.state_dict()
     head = {name for name in mine | weights if in_head(name, model)}
     given = head & weights.keys()
@@ -169,7 +170,12 @@ def load_pretrained(model: nn.Module, path: Path, classes: Sequence[str] | None 
     unknown, missing = weights.keys() - mine.keys(), mine.keys() - weights.keys() - head
     if resized or unknown or missing:
         raise FeedlineError(
-            f"{path} does not fit the model: {_misfit(weights, mine, resized, unknown, missing)}"
+            f"{path} does not fit the model: {_misfit(weights, mine, resized, unknown, missing)}; "
+            + (
+                f"it is of --arch {about['config']['model']['arch']}"
+                if about
+                else "is arch the model it is of?"
+            )
         )
     model.load_state_dict(weights, strict=False)
     return fits and same
@@ -224,4 +230,4 @@ def _misfit(
         name = min(resized)
         shapes = f"{tuple(weights[name].shape)} instead of {tuple(mine[name].shape)}"
         parts.append(f"{len(resized)} are of another shape, the first {name!r}: {shapes}")
-    return "; ".join(parts) + "; is arch the model that these weights are of?"
+    return "; ".join(parts)

@@ -211,3 +211,9 @@ def test_weights_that_there_are_not(empty_cache: Path, monkeypatch: pytest.Monke
         FeedlineError, match=r"weights of 'cifar_resnet9': No pretrained.*; give --pretrained a file"
     ):
         create("cifar_resnet9")
+
+
+def test_weights_of_another_network_say_of_which(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "cifar_resnet9", NAMES, 32)
+    with pytest.raises(FeedlineError, match="does not fit the model: .*; it is of --arch cifar_resnet9"):
+        make_model(ModelConfig(arch=ARCH, pretrained=run), 4, CPU)
