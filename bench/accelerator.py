@@ -132,8 +132,7 @@ def emulate(
         meet: waits for the other accelerators.
         clock: seconds, such as `time.perf_counter`.
         sleep: such as `time.sleep`.
-        blocking: ask for the next batch only when a step has ended, as DLIO does: what the loader does in the calling
-            thread then counts as waiting. Compute time is measured, as there.
+        blocking: ask for a batch when a step has ended, as DLIO does, which also measures the compute time.
     """
     for _ in range(drain):
         next(batches)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import median
 from typing import Any
+
+from bench.report import aligned
 
 
 def table(record: dict[str, Any]) -> str:
@@ -15,12 +16,12 @@ def table(record: dict[str, Any]) -> str:
         "images/s each",
         f"source: {one['source']}",
         "",
-        *_aligned([_HEAD, *map(_row, record["points"])]),
+        *aligned([_HEAD, *map(_row, record["points"])]),
         "",
         verdict(record),
     ]
     if record["check"]:
-        rows = _aligned([_CHECK_HEAD, *map(_check_row, record["check"])])
+        rows = aligned([_CHECK_HEAD, *map(_check_row, record["check"])])
         held = record["settings"]["check_held_images_per_s"]
         loader = f"the loader, held back to {held:,.0f} images/s" if held else "the loader's own rate"
         lines += ["", f"The emulation against min(1, X ÷ demand), X being {loader}:", *rows]
@@ -87,10 +88,3 @@ def _check_row(one: dict[str, Any]) -> tuple[str, ...]:
         f"{points['value']:+.1f}",
         f"{points['low']:+.1f} – {points['high']:+.1f} ({points['confidence']:.0%})",
     )
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]

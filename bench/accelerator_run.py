@@ -13,6 +13,7 @@ from bench.accelerator import PASS, Accelerator, feeds, predicted, rate, step_se
 from bench.accelerator_ranks import Feeding, Ranks
 from bench.intervals import Interval, median_interval
 from bench.long_epochs import with_long_epochs
+from bench.page_cache import state
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.config import Config, to_dict
@@ -20,7 +21,6 @@ from train.environment import environment
 
 Say = Callable[[str], None]
 _CHECK_BATCH, _CHECK_S, _CHECK_PREFETCH = 32, 1.5, 3
-_EPOCH_STEPS = 5000  # no measurement lasts longer, and an index of so many rows is small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +71,7 @@ def accelerator(plan: Plan, say: Say) -> dict[str, Any]:
             measured[number] = _point(plan, number, say)
         return measured[number]
 
+    split = _dataset(plan.config).split(plan.config.input.train_split)
     asked = point(plan.accelerators)
     estimate = feeds(median(asked["loader_images_per_s"]), plan.accelerator)
     fed, at_least = (
@@ -81,7 +82,7 @@ def accelerator(plan: Plan, say: Say) -> dict[str, Any]:
         "environment": environment(torch.device("cpu")),
         "settings": {
             "dataset": plan.config.data,
-            "page_cache": "hot",
+            "page_cache": state(sum(split.shard_bytes)),
             "repeats": plan.repeats,
             "seconds": plan.seconds,
             "threads": plan.threads,
@@ -193,13 +194,10 @@ def _checked(ratio: float, repeats: Sequence[dict[str, float]]) -> dict[str, Any
 
 
 def _feeding(plan: Plan, number: int, batch_size: int) -> Feeding:
-    config = plan.config
-    if config.data is None:
-        raise FeedlineError("data is missing; give --data DATASET")
-    dataset = Dataset.open(config.data)
+    config, dataset = plan.config, _dataset(plan.config)
     split = config.input.train_split
     return Feeding(
-        dataset=with_long_epochs(dataset, split, _EPOCH_STEPS * number * batch_size),
+        dataset=with_long_epochs(dataset, split, number * batch_size),
         split=split,
         transform=config.input.train_transform(),
         batch_size=batch_size,
@@ -208,3 +206,9 @@ def _feeding(plan: Plan, number: int, batch_size: int) -> Feeding:
         prefetch=plan.prefetch,
         blocking=plan.blocking,
     )
+
+
+def _dataset(config: Config) -> Dataset:
+    if config.data is None:
+        raise FeedlineError("data is missing; give --data DATASET")
+    return Dataset.open(config.data)

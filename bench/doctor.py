@@ -19,12 +19,13 @@ from bench.bottleneck import Costs, judge
 from bench.doctor_record import figures, medians, milliseconds, rounded, suggestion
 from bench.intervals import ratio_interval
 from bench.measure import Series, Stage, measure
+from bench.page_cache import Eviction, available_bytes, can_evict, evict, state
 from bench.parts import Copy, HostToDevice, Prepare, Train, Windows, device_copy
 from bench.prescription import summary
 from bench.remedies import Change, Remedies, Setup
 from bench.samples import Sample, is_remote, take_sample
 from bench.stages import Synthetic
-from bench.storage import Bytes, Fetch, available_bytes, can_drop_pages
+from bench.storage import Bytes, Fetch
 from loader import Compose, Loader
 from loader.cache import ShardCache, default_cache
 from loader.resolve import resolve_backend, usable_cores
@@ -78,7 +79,7 @@ def diagnose(plan: Plan, device: torch.device, say: Callable[[str], None]) -> di
         with ExitStack() as opened:
             for stage in stages:
                 opened.callback(stage.close)
-            series = measure(stages, plan.repeats, plan.seconds, say)
+            series = measure(stages, plan.repeats, plan.seconds, say, clinic.prepare)
         costs = clinic.costs({one.name: one for one in series}, train)
         verdict, middle = judge(costs), medians(costs)
         say(f"{verdict.bottleneck} limits; looking for what helps")
@@ -90,8 +91,8 @@ def diagnose(plan: Plan, device: torch.device, say: Callable[[str], None]) -> di
         "settings": clinic.settings(),
         "stages": [figures(one) for one in series],
         "waits": {
-            "wait_share": round(train.wait_share, 4),
-            "read_wait_share": round(train.read_wait_share, 4),
+            "wait_share": round(middle.wait_share, 4),
+            "read_wait_share": round(middle.read_wait_share, 4),
         },
         "counters": train.loader.counters.as_dict(),
         "costs_per_image": [rounded(asdict(one)) for one in costs],
@@ -116,8 +117,9 @@ class _Clinic:
         self.remote = is_remote(self.split)
         self.backend = resolve_backend(self.input.loader_backend, device)
         total = sum(self.split.shard_bytes)
-        big = total > available_bytes() and can_drop_pages()
-        self.cold = plan.page_cache == "cold" or (plan.page_cache == "auto" and big and not self.remote)
+        big = total > available_bytes() and can_evict()
+        cold = plan.page_cache == "cold" or (plan.page_cache == "auto" and big)
+        self._eviction = Eviction(self.split) if cold and not self.remote else None
         self.cache_bytes = self._cache_bytes() if self.remote else None
         # Of a training's epochs, the share in which a sample comes from the store.
         fits = self.cache_bytes is None or self.cache_bytes >= _HOLDS * total
@@ -125,6 +127,16 @@ class _Clinic:
         self.copy: Copy | None = device_copy(device)
         self._sample: Sample | None = None
         self._steps: dict[str, TrainStep] = {}
+
+    def prepare(self) -> None:
+        """Before every measurement: other stages have read the split since; where it is to be cold, it is evicted."""
+        if self._eviction is not None:
+            self._eviction()
+
+    def _begin(self) -> None:
+        """Before every epoch: the one before has read the split."""
+        if self._eviction is not None:
+            evict(self.split)
 
     def _epochs(self) -> float:
         """Epochs that the training lasts, at least one."""
@@ -151,7 +163,7 @@ class _Clinic:
         made: list[Stage] = [
             Fetch(self.dataset, self.split)
             if self.remote
-            else Bytes(self.split, images.order(), images.batch_size, threads, cold=self.cold),
+            else Bytes(self.split, images.order(), images.batch_size, threads, self._begin),
             Windows(self.sample, transform, images.batch_size, threads),
         ]
         kinds = [("prepare", "decode, resize, augment", transform)]
@@ -190,7 +202,7 @@ class _Clinic:
         )  # fmt: skip
         # On a GPU the loader copies, beside the step before.
         copy = self.copy if self.device.type == "cpu" else None
-        return Train(name, title, self._step(setup), loader, copy)
+        return Train(name, title, self._step(setup), loader, copy, self._begin)
 
     def _cache(self, dataset: Dataset, name: str) -> ShardCache | None:
         """A cache as large as the training's, and empty."""
@@ -214,6 +226,7 @@ class _Clinic:
         prepare, crop = found["prepare"], found.get("crop", found["prepare"])
         augment_core_s = max(0.0, prepare.cpu_s[i] - crop.cpu_s[i]) / 1000
         storage, copy = found["storage"], found.get("copy")
+        wait_share, read_wait_share = train.waits[1 + i]  # after the warm-up
         return Costs(
             storage_s=self.fetched_share / storage.images_per_s[i],
             copy_s=1 / copy.images_per_s[i] if copy is not None else 0.0,
@@ -227,8 +240,8 @@ class _Clinic:
             cores=usable_cores(),
             shared=self.device.type == "cpu",
             real_s=1 / found["real"].images_per_s[i],
-            wait_share=train.wait_share,
-            read_wait_share=train.read_wait_share,
+            wait_share=wait_share,
+            read_wait_share=read_wait_share,
         )
 
     def remedies(self) -> Remedies:
@@ -249,7 +262,7 @@ class _Clinic:
                 assert change.setup is not None
                 stages.append(self.train(f"change-{number}", change.how, change.setup))
                 stack.callback(stages[-1].close)
-            base, *others = measure(stages, self.plan.repeats, self.plan.seconds, say)
+            base, *others = measure(stages, self.plan.repeats, self.plan.seconds, say, self.prepare)
         return {
             change.how: {
                 "images_per_s": [round(rate, 2) for rate in one.images_per_s],
@@ -260,7 +273,9 @@ class _Clinic:
 
     def settings(self) -> dict[str, Any]:
         """What was measured."""
-        page_cache = "of no account (store)" if self.remote else "cold" if self.cold else "hot"
+        page_cache = state(sum(self.split.shard_bytes))
+        if self._eviction is not None:
+            page_cache = self._eviction.state
         return {
             "dataset": str(self.dataset.root),
             "samples": len(self.split),
@@ -270,7 +285,7 @@ class _Clinic:
             "torch_threads": torch.get_num_threads(),
             "repeats": self.plan.repeats,
             "seconds": self.plan.seconds,
-            "page_cache": page_cache,
+            "page_cache": "of no account (store)" if self.remote else page_cache,
             "fetched_share": self.fetched_share if self.remote else None,
             "config": to_dict(self.plan.config),
         }

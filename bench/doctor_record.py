@@ -41,7 +41,7 @@ def figures(one: Series) -> dict[str, Any]:
     return {
         "name": one.name, "title": one.title,
         "images_per_s": [round(value, 2) for value in one.images_per_s],
-        "mb_per_s": [round(value, 1) for value in one.mb_per_s],
+        "mb_per_s": [round(value, 4) for value in one.mb_per_s],
         "cpu_s_per_1000": [round(value, 3) for value in one.cpu_s],
         "step_ms": [round(value, 3) for value in one.step_ms],
     }  # fmt: skip

@@ -8,6 +8,7 @@ from itertools import product
 from statistics import median
 from typing import Any, Literal
 
+from bench.report import aligned
 from bench.throughput import Plan
 
 Backend = Literal["auto", "dali", "torch"]
@@ -38,12 +39,7 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         rates, feed = _rates(record), record["ratios"].get("feed ratio (real / synthetic)")
         figures = [f"{rates[name]:,.0f}" if name in rates else "" for name in names]
         rows.append([cell, *figures, f"{feed:.2f}" if feed is not None else ""])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return "\n".join(["images/s, medians", *lines])
+    return "\n".join(["images/s, medians", *aligned(rows, left=(0,))])
 
 
 def _rates(record: dict[str, Any]) -> dict[str, float]:

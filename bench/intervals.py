@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from statistics import median
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +53,23 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 def ratio_interval(above: Sequence[float], below: Sequence[float], confidence: float = 0.95) -> Interval:
     """`median_interval` of the ratios within each repeat, where both sides saw about the same machine."""
     return median_interval([a / b for a, b in zip(above, below, strict=True)], confidence)
+
+
+def ratio_figures(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dict[str, Any]:
+    """What records say about ratios: `ratios`, their medians by name, and `ratio_intervals`, which hold them.
+
+    Args:
+        pairs: values above and below, one for each repeat.
+    """
+    found = {name: ratio_interval(above, below) for name, (above, below) in pairs.items()}
+    return {
+        "ratios": {name: round(one.value, 4) for name, one in found.items()},
+        "ratio_intervals": {
+            name: {
+                "low": round(one.low, 4),
+                "high": round(one.high, 4),
+                "confidence": round(one.confidence, 4),
+            }
+            for name, one in found.items()
+        },
+    }

@@ -15,6 +15,9 @@ import pyarrow as pa
 
 from shard.dataset import Dataset, Split
 
+_STEPS = 100, 1000  # of an epoch: at least, and where memory allows
+_ROWS = 2_000_000  # of its index: some 90 MB in every process, and a second to permute
+
 
 @dataclass(frozen=True, slots=True)
 class LongEpochs(Dataset):
@@ -39,7 +42,9 @@ class LongEpochs(Dataset):
         return dataclasses.replace(split, keys=keys, **repeated)
 
 
-def with_long_epochs(dataset: Dataset, split: str, samples: int) -> LongEpochs:
-    """Repeat a split until its epoch has at least `samples` samples."""
-    times = max(1, -(-samples // max(1, len(dataset.split(split)))))
+def with_long_epochs(dataset: Dataset, split: str, global_batch: int) -> LongEpochs:
+    """Repeat a split until its epoch has 1,000 batches, or fewer where the batches are large, but at least 100."""
+    least, wanted = _STEPS
+    samples = global_batch * max(least, min(wanted, _ROWS // global_batch))
+    times = -(-samples // max(1, len(dataset.split(split))))
     return LongEpochs(dataset.root, dataset.classes, dataset.fingerprint, dataset.manifest, times)

@@ -68,11 +68,6 @@ class Series:
         return median(self.images_per_s)
 
 
-def ratio(above: Series, below: Series) -> float:
-    """Median over repeats of `above` ÷ `below`."""
-    return median(a / b for a, b in zip(above.images_per_s, below.images_per_s, strict=True))
-
-
 def measure(
     stages: Sequence[Stage],
     repeats: int,

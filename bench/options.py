@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from shard.errors import FeedlineError
 from train.config import Config
 from train.recipes import recipe
+from train.whole import whole
 
 
 def training_config(options: argparse.Namespace) -> Config:
@@ -55,10 +58,35 @@ def positive(text: str) -> int:
     return value
 
 
-def require_positive(seconds: float) -> None:
-    """Raise FeedlineError for a measurement without a duration."""
-    if seconds <= 0:
-        raise FeedlineError(f"--seconds is {seconds}; it must be positive")
+def require_positive(value: float, flag: str = "--seconds") -> None:
+    """Raise FeedlineError for a number that is not positive, or no number, or not finite."""
+    if not 0 < value < math.inf:
+        raise FeedlineError(f"{flag} is {value}; it must be positive")
+
+
+def local_folder(text: str) -> Path:
+    """Path of a dataset on a disk, as argparse's `type`: a path would swallow half of a URL's slashes."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is a URL; this command measures a dataset on a disk")
+    return Path(text)
+
+
+def require_writable(file: Path | None) -> None:
+    """Raise FeedlineError where a result cannot be written: now, and not after minutes of measuring."""
+    if file is None:
+        return
+    folder = file.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FeedlineError(
+            f"{file} cannot be written, as {folder} takes no files: {error.strerror}"
+        ) from error
+    if file.is_dir():
+        raise FeedlineError(f"{file} is a folder, a file is to be written there; choose another --out")
 
 
 def say(text: str) -> None:
@@ -66,10 +94,19 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def write(record: dict[str, Any], file: Path) -> None:
+    """Write the record as JSON.
+
+    Raises:
+        FeedlineError: the disk does not take it.
+    """
+    with whole(file) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def publish(record: dict[str, Any], text: str, *, as_json: bool, file: Path | None) -> None:
     """Print the record, as text or as JSON, and write it to `file` too."""
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(record, indent=1) + "\n")
+        write(record, file)
         say(f"record: {file}")
     print(json.dumps(record) if as_json else text)

@@ -20,8 +20,10 @@ import timm.loss
 import torch
 from torch.nn import functional as F
 
-from bench.measure import Series, Stage, measure, ratio
-from bench.stages import endless_batches
+from bench.intervals import ratio_figures
+from bench.measure import Series, Stage, measure
+from bench.report import ratio_lines
+from bench.stages import LR, endless_batches
 from loader import Batch, Loader
 from shard.dataset import Dataset
 from train.build import make_step
@@ -41,7 +43,6 @@ from train.step import TrainStep
 from train.synthetic import synthetic_batch
 
 _ENDLESS = 10**9  # steps
-_LR = 1e-3  # small enough that a long measurement does not diverge
 
 
 class Reference:
@@ -61,7 +62,7 @@ class Reference:
         self._dtype = autocast_dtype(config.step.precision)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype == torch.float16)
         for group in self._optimizer.param_groups:
-            group["lr"] = _LR
+            group["lr"] = LR
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
@@ -151,8 +152,8 @@ class Ours:
         mix = self._mixing(0, number, batch.ids, batch.images)
         loss += step.forward_backward(batch.images, batch.labels, batch.valid, mix=mix)
         self._meter.mark("forward_backward")
-        step.update(_LR)
-        self._losses.add(loss, StepRecord(number, _LR, [batch.ids]))
+        step.update(LR)
+        self._losses.add(loss, StepRecord(number, LR, [batch.ids]))
         self._meter.mark("optimiser")
         self._meter.count()
         if number % self._log_every == 0:
@@ -203,14 +204,14 @@ def overhead(
             stages.append(Ours(step, endless_batches(loader), config, loader))
         series = measure(stages, repeats, seconds, say)
     found = {one.name: one for one in series}
-    cpu = [b / a for a, b in zip(found["ours"].cpu_s, found["reference"].cpu_s, strict=True)]
+    ours, plain, real = found["ours"], found["reference"], found.get("real")
     ratios = {
-        "ours / reference": ratio(found["ours"], found["reference"]),
+        "ours / reference": (ours.images_per_s, plain.images_per_s),
         # Wall-clock time on a machine that others use as well says little; this stays.
-        "ours / reference, per CPU second": median(cpu),
+        "ours / reference, per CPU second": (plain.cpu_s, ours.cpu_s),
     }
-    if "real" in found:
-        ratios["feed ratio (real / synthetic)"] = ratio(found["real"], found["ours"])
+    if real is not None:
+        ratios["feed ratio (real / synthetic)"] = (real.images_per_s, ours.images_per_s)
     return {
         "benchmark": "overhead",
         "environment": environment(device),
@@ -219,7 +220,7 @@ def overhead(
             "compiled": compiled, "config": to_dict(config),
         },
         "stages": [_figures(one) for one in series],
-        "ratios": {name: round(value, 4) for name, value in ratios.items()},
+        **ratio_figures(ratios),
     }  # fmt: skip
 
 
@@ -238,7 +239,7 @@ def table(record: dict[str, Any]) -> str:
             f"{stage['title']:26}{median(rates):>10,.1f}  {min(rates):>7,.1f} – {max(rates):>7,.1f}  "
             f"{median(stage['step_ms']):>10.2f}"
         )
-    lines += ["", *(f"{name}: {value:.3f}" for name, value in record["ratios"].items())]
+    lines += ["", *ratio_lines(record)]
     if "feed ratio (real / synthetic)" in record["ratios"] and settings["device"] == "cpu":
         lines.append(
             "on a CPU decoding takes cores from training: the feed ratio nears 1 only where the model is heavy "

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import simplejpeg
 import torch
 
+from bench.decode_ceiling import decode_all
+from bench.intervals import ratio_figures
 from bench.measure import children
+from bench.page_cache import state
+from bench.processes import running
+from bench.report import ratio_lines
 from loader.resolve import usable_cores
 from shard.errors import FeedlineError
 from train.environment import environment
@@ -33,7 +37,7 @@ CONTESTANTS = {
 }
 # Of all: some shards per worker, as in a large dataset, where the last ones do not leave workers idle.
 SHARD_BYTES = 64_000_000
-_INTERVAL_S = 1.0  # between two looks at the memory: each stops the process for some milliseconds
+_FIRST_LOOK_S, _INTERVAL_S = 0.1, 1.0  # at the memory: each stops the process for some milliseconds
 _RATIOS = (("header", "shardwriter"), ("header", "tar"), ("decode", "ceiling"))
 
 
@@ -41,59 +45,80 @@ def packing(source: Path, scratch: Path, repeats: int, say: Callable[[str], None
     """Pack `source` (class folders of JPEGs) with every contestant in turn, `repeats` times, into `scratch`.
 
     Times are of whole commands, start of the interpreter included, until files are complete; what the system has
-    not yet written to disk is flushed between them. Only the decode ceiling is timed without its start.
+    not yet written to disk is flushed between them. Only the decode ceiling is timed without its start. All files are
+    read once before, so that the first contestant does not find another page cache than the others.
 
     Returns:
         The record, JSON-able: seconds per repeat, medians, ratios, peak memory (of all its processes).
 
     Raises:
-        FeedlineError: no images, or a contestant failed.
+        FeedlineError: no images, a contestant failed, or `scratch` cannot be written.
     """
     files = [path for path in sorted(source.glob("*/*")) if path.is_file()]
     if not files:
         raise FeedlineError(f"{source} has no <class>/<image>; give class folders")
-    size_bytes = sum(path.stat().st_size for path in files)
     seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     peak_mib: dict[str, float] = {}
     names = list(CONTESTANTS)
-    for repeat in range(repeats):
-        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
-            out = scratch / "packing"
-            shutil.rmtree(out, ignore_errors=True)
-            scratch.mkdir(parents=True, exist_ok=True)
-            os.sync()
-            if name == "ceiling":
-                seconds[name].append(_decode_all(files, usable_cores()))
-                continue
-            took, peak = _run(_command(name, source, out))
-            seconds[name].append(took)
-            peak_mib[name] = max(peak, peak_mib.get(name, 0))
-            say(f"repeat {repeat + 1}, {CONTESTANTS[name]}: {len(files) / took:,.0f} images/s")
-    shutil.rmtree(scratch / "packing", ignore_errors=True)
+    say("reading all files once")
+    size_bytes = sum(len(path.read_bytes()) for path in files)
+    with _folder(scratch) as folder:
+        for repeat in range(repeats):
+            for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+                out = folder / "packed"
+                shutil.rmtree(out, ignore_errors=True)
+                os.sync()
+                took, peak = _measure(name, source, files, out)
+                seconds[name].append(took)
+                if peak is not None:
+                    peak_mib[name] = max(peak, peak_mib.get(name, 0.0))
+                say(f"repeat {repeat + 1}, {CONTESTANTS[name]}: {len(files) / took:,.0f} images/s")
     return {
         "benchmark": "packing",
         "environment": environment(torch.device("cpu")),
         "settings": {
-            "images": len(files), "bytes": size_bytes, "cores": usable_cores(), "repeats": repeats, "page_cache": "hot",
-            "shard_bytes": SHARD_BYTES,
+            "images": len(files), "bytes": size_bytes, "cores": usable_cores(), "repeats": repeats,
+            "page_cache": state(size_bytes), "shard_bytes": SHARD_BYTES,
         },
         "contestants": {
-            name: {
-                "title": title,
-                "seconds": [round(one, 3) for one in seconds[name]],
-                "images_per_s": round(len(files) / median(seconds[name]), 1),
-                "mb_per_s": round(size_bytes / median(seconds[name]) / 1e6, 1),
-                "peak_mib": round(peak_mib[name], 1) if name in peak_mib else None,
-            }
+            name: _figures(title, seconds[name], len(files), size_bytes, peak_mib.get(name))
             for name, title in CONTESTANTS.items()
         },
-        "ratios": {
-            f"{above} / {below}": round(
-                median(b / a for a, b in zip(seconds[above], seconds[below], strict=True)), 3
-            )
-            for above, below in _RATIOS
-        },
+        **ratio_figures({f"{above} / {below}": (seconds[below], seconds[above]) for above, below in _RATIOS}),
     }  # fmt: skip
+
+
+@contextmanager
+def _folder(scratch: Path) -> Iterator[Path]:
+    """A folder of our own, which is removed whatever happens; what else lies in `scratch` is not touched."""
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix="feedline-packing-", dir=scratch)
+    except OSError as error:
+        raise FeedlineError(
+            f"--scratch is {scratch}, where nothing can be written: {error.strerror}"
+        ) from error
+    with made as folder:
+        yield Path(folder)
+
+
+def _figures(
+    title: str, seconds: list[float], images: int, size_bytes: int, peak_mib: float | None
+) -> dict[str, Any]:
+    return {
+        "title": title,
+        "seconds": [round(one, 3) for one in seconds],
+        "images_per_s": round(images / median(seconds), 1),
+        "mb_per_s": round(size_bytes / median(seconds) / 1e6, 1),
+        "peak_mib": None if peak_mib is None else round(peak_mib, 1),
+    }
+
+
+def _measure(name: str, source: Path, files: list[Path], out: Path) -> tuple[float, float | None]:
+    """Seconds of a contestant, and its peak memory in MiB where it is a command of its own."""
+    return (
+        (decode_all(files, usable_cores()), None) if name == "ceiling" else _run(_command(name, source, out))
+    )
 
 
 def _command(name: str, source: Path, out: Path) -> list[str]:
@@ -106,26 +131,30 @@ def _command(name: str, source: Path, out: Path) -> list[str]:
     return [*command, "--check", name, "--shard-bytes", str(SHARD_BYTES)]
 
 
-def _run(command: list[str]) -> tuple[float, float]:
-    """Wall seconds of a command, and the peak resident memory of its processes together in MiB."""
+def _run(command: list[str]) -> tuple[float, float | None]:
+    """Wall seconds of a command, and the peak resident memory of its processes together in MiB; None: too short."""
     began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
-        peak, done = 0.0, threading.Event()
+    with running(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
+        looks: list[float] = []
+        done = threading.Event()
 
         def watch() -> None:
-            nonlocal peak
-            while not done.wait(_INTERVAL_S):
-                peak = max(peak, sum(map(_resident_mib, [str(child.pid), *children(str(child.pid))])))
+            pause_s = _FIRST_LOOK_S
+            while not done.wait(pause_s):
+                pause_s = _INTERVAL_S
+                looks.append(sum(map(_resident_mib, [str(child.pid), *children(str(child.pid))])))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        said = child.communicate()[1]
-        took = time.perf_counter() - began
-        done.set()
-        watcher.join()
+        try:
+            said = child.communicate()[1]
+            took = time.perf_counter() - began
+        finally:
+            done.set()
+            watcher.join()
     if child.returncode:
-        raise FeedlineError(f"{' '.join(command)} ended with status {child.returncode}: {said}")
-    return took, peak
+        raise FeedlineError(f"{' '.join(command)} ended with status {child.returncode}: {said.strip()}")
+    return took, max(looks, default=None)
 
 
 def _resident_mib(pid: str) -> float:
@@ -137,38 +166,10 @@ def _resident_mib(pid: str) -> float:
     return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("Pss:")), 0.0)
 
 
-def _decode_all(files: list[Path], workers: int) -> float:
-    """Seconds that `workers` processes take to decode all files, once they have started."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(workers + 1)
-    processes = [
-        context.Process(target=_decode_share, args=([str(f) for f in files[i::workers]], barrier))
-        for i in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    barrier.wait()
-    began = time.perf_counter()
-    for process in processes:
-        process.join()
-    return time.perf_counter() - began
-
-
-def _decode_share(files: list[str], barrier: Any) -> None:
-    scratch = np.empty(1 << 20, np.uint8)
-    barrier.wait()
-    for name in files:
-        data = Path(name).read_bytes()
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        if scratch.size < height * width * 3:
-            scratch = np.empty(height * width * 3, np.uint8)
-        simplejpeg.decode_jpeg(data, "RGB", buffer=scratch[: height * width * 3], strict=False)
-
-
 def table(record: dict[str, Any]) -> str:
     """The record for a terminal."""
     lines = [f"{'':44}{'images/s':>10}{'MB/s':>10}{'peak MiB':>10}"]
     for one in record["contestants"].values():
         peak = "" if one["peak_mib"] is None else f"{one['peak_mib']:,.0f}"
         lines.append(f"{one['title']:44}{one['images_per_s']:>10,.0f}{one['mb_per_s']:>10,.0f}{peak:>10}")
-    return "\n".join([*lines, "", *(f"{name}: {value:.2f}" for name, value in record["ratios"].items())])
+    return "\n".join([*lines, "", *ratio_lines(record)])

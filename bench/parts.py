@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import numpy.typing as npt
 import torch
 
 from bench.samples import Sample
-from loader import Batch, Loader, Transform
+from bench.stages import endless_batches, synchronize, train_on
+from loader import Loader, Transform
 from loader.affinity import rank_cores
 from loader.backend import Pending
 from loader.jpeg import Decoder
@@ -26,11 +28,7 @@ from loader.resolve import make_backend
 from train.step import TrainStep
 
 Copy = Callable[[torch.Tensor], torch.Tensor]
-_READERS, _FETCHES = 4, 4  # as in loader.loader and loader.remote
-_READ_AHEAD = 4  # batches whose bytes are asked for, as the loader does
 _IN_WORK = 2  # batches in decoding
-_LR = 1e-3  # small enough that a long measurement does not diverge
-_PAUSE_S = 0.05  # between two steps: other stages had their turn
 
 
 class Windows:
@@ -137,51 +135,47 @@ class Train:
         train_step: perhaps shared with other stages.
         loader: closed with the stage.
         copy: between loader and step, where the loader does not give batches on the device.
+        begin: called before every epoch, such as `page_cache.evict`.
     """
 
     lead_in = 6  # uses up what was prefetched while waiting
 
     def __init__(
-        self, name: str, title: str, train_step: TrainStep, loader: Loader, copy: Copy | None = None
-    ) -> None:
+        self, name: str, title: str, train_step: TrainStep, loader: Loader, copy: Copy | None = None,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.name, self.title = name, title
         self._train_step, self.loader, self._copy = train_step, loader, copy
-        self._batches = endless_batches(loader)
-        self._left, self._ended = 0, 0.0
-        self.seconds = self.wait_s = self.read_wait_s = 0.0
+        self._batches = endless_batches(loader, begin)
+        self._marks: list[tuple[float, float, float]] = []
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
-        began, counters = time.perf_counter(), self.loader.counters
-        if began - self._ended > _PAUSE_S:
-            self._left = self.lead_in
-        waited, read_waited = counters.wait_s, counters.read_wait_s + counters.fetch_wait_s
         batch = next(self._batches)
-        images = batch.images if self._copy is None else self._copy(batch.images)
-        self._train_step.forward_backward(images, batch.labels, batch.valid)
-        self._train_step.update(_LR)
-        self._ended = time.perf_counter()
-        if self._left:
-            self._left -= 1
-        else:
-            self.seconds += self._ended - began
-            self.wait_s += counters.wait_s - waited
-            self.read_wait_s += counters.read_wait_s + counters.fetch_wait_s - read_waited
-        return batch.num_valid, 0
+        if self._copy is not None:
+            batch = replace(batch, images=self._copy(batch.images))
+        return train_on(self._train_step, batch), 0
 
     @property
-    def wait_share(self) -> float:
-        """Share of the time that the loader was waited for, lead-ins left out; 0 … 1."""
-        return self.wait_s / self.seconds if self.seconds else 0.0
+    def waits(self) -> list[tuple[float, float]]:
+        """Shares of the time, 0 … 1, that the loader and that bytes were waited for, shards of a store included.
 
-    @property
-    def read_wait_share(self) -> float:
-        """Share of the time that bytes were waited for, shards of a store included; 0 … 1."""
-        return self.read_wait_s / self.seconds if self.seconds else 0.0
+        One pair for each measurement, the warm-up first; lead-ins left out.
+        """
+        return [
+            ((waited - waited_before) / (end - began), (read - read_before) / (end - began))
+            for (began, waited_before, read_before), (end, waited, read) in zip(
+                self._marks[::2], self._marks[1::2], strict=True
+            )
+        ]
 
     def synchronize(self) -> None:
-        """Wait for the GPU."""
+        """Wait for the GPU; `bench.measure` does that where a measurement begins and where it ends."""
         synchronize(self._train_step.world.device)
+        counters = self.loader.counters
+        self._marks.append(
+            (time.perf_counter(), counters.wait_s, counters.read_wait_s + counters.fetch_wait_s)
+        )
 
     def close(self) -> None:
         """See `Stage.close`."""
@@ -195,12 +189,6 @@ def device_copy(device: torch.device) -> Copy | None:
     return lambda images: images.to(device, non_blocking=True)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def turns(count: int, batch_size: int) -> Iterator[tuple[int, Ids]]:
     """Epoch and rows [batch_size] out of `count`, round and round."""
     first = 0
@@ -208,9 +196,3 @@ def turns(count: int, batch_size: int) -> Iterator[tuple[int, Ids]]:
         rows = np.arange(first, first + batch_size)
         yield first // count, rows % count
         first += batch_size
-
-
-def endless_batches(loader: Loader) -> Iterator[Batch]:
-    """Batches of one epoch after another."""
-    while True:
-        yield from loader

@@ -7,6 +7,7 @@ the store costs is told apart from what decoding on the same cores costs.
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from typing import Any
 import timm
 import torch
 
+from bench.options import require_positive
 from bench.slow_server import SlowServer
 from loader import Loader, Order, RandomResizedCrop, ShardCache
 from shard.dataset import Dataset
@@ -73,6 +75,13 @@ def remote(plan: RemotePlan, say: Callable[[str], None]) -> dict[str, Any]:
         raise FeedlineError(
             f"--outage-s is {plan.outage_s:g}, but only the server of this command can be cut off; leave --url out"
         )
+    for name, value in (("mb-per-s", plan.mb_per_s), ("cache-share", plan.cache_share)):
+        require_positive(value, f"--{name}")
+    for name, value in (("latency-s", plan.latency_s), ("outage-s", plan.outage_s)):
+        if not 0 <= value < math.inf:
+            raise FeedlineError(f"--{name} is {value}; it cannot be negative, nor without end")
+    if not timm.is_model(plan.model):
+        raise FeedlineError(f"--model is {plan.model!r}, which timm does not have; see timm.list_models()")
     dataset = Dataset.open(plan.data)
     total = sum(dataset.split("train").shard_bytes)
     with ExitStack() as stack:
@@ -138,7 +147,10 @@ def _train(
                     clock_s, waited_s = time.perf_counter(), loader.wait_s
                     at_start()
         if steps <= plan.start_steps:
-            raise FeedlineError(f"{plan.epochs} epochs have {steps} steps; lower --batch-size")
+            raise FeedlineError(
+                f"{plan.epochs} epochs have {steps} steps, of which the first {plan.start_steps} do not count; raise "
+                "--epochs or lower --batch-size"
+            )
         seconds = time.perf_counter() - clock_s
         return {
             "images_per_s": round((steps - plan.start_steps) * plan.batch_size / seconds, 1),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.intervals import median_interval
 from shard.errors import FeedlineError
+from train.whole import whole
 
 
 def table(record: dict[str, Any]) -> str:
@@ -23,7 +25,7 @@ def table(record: dict[str, Any]) -> str:
     if rates:
         sure = median_interval(rates[0]).confidence
         lines.append(f"interval: holds the median with {100 * sure:.0f} %; {len(rates[0])} repeats")
-    lines += ["", *(f"{name}: {value:.3f}" for name, value in record["ratios"].items())]
+    lines += ["", *ratio_lines(record)]
     for name, gpu in (record.get("gpu_by_stage") or {"real": record["gpu"]}).items():
         if gpu:
             lines.append(f"GPU, {name}: {_gpu_text(gpu)}")
@@ -33,6 +35,29 @@ def table(record: dict[str, Any]) -> str:
     if hint := record["settings"].get("page_cache_advice"):
         lines.append(hint)
     return "\n".join([*lines, "", verdict(record)])
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> list[str]:
+    """Rows as lines, their cells flush right but for those of the columns `left`."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def ratio_lines(record: dict[str, Any]) -> list[str]:
+    """Each ratio of a record with its interval; records of old have none."""
+    intervals = record.get("ratio_intervals", {})
+    lines = []
+    for name, value in record["ratios"].items():
+        one = intervals.get(name)
+        between = f" ({one['low']:.3f} – {one['high']:.3f}, {one['confidence']:.0%})" if one else ""
+        lines.append(f"{name}: {value:.3f}{between}")
+    return lines
 
 
 def _row(stage: dict[str, Any]) -> tuple[str, ...]:
@@ -68,7 +93,9 @@ def verdict(record: dict[str, Any]) -> str:
     if load is None or step is None:
         return "Which stage limits is not known: measure at least loader and synthetic."
     shared = record["settings"]["device"] == "cpu"
-    cause = _loader_cause(rates, load)
+    cause = _loader_cause(
+        rates, load, gpu=decodes_on_gpu(record["default_loader"], record["settings"]["device"])
+    )
     if load < step:
         sentence = f"The loader limits: it gives {load:,.0f} images/s, the training step could take {step:,.0f}{cause}"
     elif real is not None and not shared and real < 0.95 * step:
@@ -88,12 +115,17 @@ def verdict(record: dict[str, Any]) -> str:
     return sentence + "."
 
 
-def _loader_cause(rates: dict[str, float], load: float) -> str:
+def decodes_on_gpu(name: str, device: str) -> bool:
+    """Whether a stage decodes on the GPU, so that what the CPU's cores can decode is no bound of it."""
+    return name in ("dali", "loader_dali") and device != "cpu"
+
+
+def _loader_cause(rates: dict[str, float], load: float, *, gpu: bool) -> str:
     """What limits the loader in its turn."""
     decode, read = rates.get("decode"), rates.get("read")
     if read is not None and read < 1.25 * load:
         return f", and reading limits the loader ({read:,.0f} images/s): use faster storage or smaller images"
-    if decode is not None and load > 0.8 * decode:
+    if decode is not None and load > 0.8 * decode and not gpu:
         return f", and decoding limits the loader (ceiling {decode:,.0f}): use more cores or smaller images"
     return ""
 
@@ -138,7 +170,15 @@ def picture(record: dict[str, Any], path: Path) -> None:
     ratios = [f"{name} {value:.2f}" for name, value in record["ratios"].items()]
     lines = ["   ·   ".join(ratios[:3]), "   ·   ".join(ratios[3:])]
     axes.set_title("\n".join(line for line in lines if line), fontsize=9, color="#444444", loc="left")
-    figure.savefig(path, dpi=130)
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib as a PNG, whole or not at all, and close it."""
+    from matplotlib import pyplot as plt
+
+    with whole(path) as part:
+        figure.savefig(part, dpi=130, format="png")
     plt.close(figure)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.report import require_matplotlib
+from bench.report import decodes_on_gpu, require_matplotlib, save
 
 _NARROW, _ROOF, _REAL, _PLAIN = "#c0392b", "#1b3a57", "#2e8b57", "#9fb3c4"
 _ORDER = ("read", "decode", "loader", "copy", "synthetic")
@@ -81,15 +81,13 @@ def roofline(record: dict[str, Any], path: Path) -> None:
     axes.legend(loc="upper right", frameon=False)
     if least is not None:
         axes.set_title(f"narrowest: {titles[least]}, {rates[least]:,.0f} images/s", color=_NARROW, loc="left")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _rates(record: dict[str, Any]) -> dict[str, float]:
     """Median rates in the order of the pipeline, of the default loader alone, real training last."""
     rates = {stage["name"]: median(stage["images_per_s"]) for stage in record["stages"]}
     loader = record["default_loader"]
-    # DALI decodes on a GPU: what the CPU's decoders could do bounds nothing there.
-    apart = "decode" if loader == "loader_dali" and record["settings"]["device"] != "cpu" else None
+    apart = "decode" if decodes_on_gpu(loader or "", record["settings"]["device"]) else None
     names = [loader if name == "loader" else name for name in (*_ORDER, "real") if name != apart]
     return {name: rates[name] for name in names if name is not None and name in rates}

@@ -55,6 +55,9 @@ class Plan:
         ):
             if not 1 <= (value := getattr(self, name)) <= most:
                 raise FeedlineError(f"--{name.replace('_', '-')} is {value}; it must lie in 1 … {most}")
+        for name, least in (("buffer", 1), ("seed", 0)):
+            if (value := getattr(self, name)) < least:
+                raise FeedlineError(f"--{name} is {value}; it must be at least {least}")
 
 
 def shuffle(plan: Plan, folder: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:

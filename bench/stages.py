@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,11 +17,11 @@ from shard.dataset import Split
 from train.step import TrainStep
 
 _CHUNK = 64  # images per step of the first two stages
-_LR = 1e-3  # small enough that a long measurement does not diverge
+LR = 1e-3  # small enough that a long measurement does not diverge
 
 
 class Read:
-    """Bytes of the samples in shuffled order out of the memory maps, copied once; one thread."""
+    """Bytes of the samples in shuffled order by the loader's reader, one thread."""
 
     name, title, lead_in = "read", "read from shards", 0
 
@@ -33,7 +33,7 @@ class Read:
         """See `Stage.step`."""
         ids = next(self._ids)
         self._reader.announce(ids)
-        return len(ids), sum(len(bytes(encoded)) for encoded in self._reader.read(ids))
+        return len(ids), sum(map(len, self._reader.read(ids)))
 
     def synchronize(self) -> None:
         """Nothing runs in the background."""
@@ -99,7 +99,7 @@ class Load:
 
     def synchronize(self) -> None:
         """Wait for the GPU, where batches are made there."""
-        _synchronize(self._loader.device)
+        synchronize(self._loader.device)
 
     def close(self) -> None:
         """See `Stage.close`."""
@@ -123,7 +123,7 @@ class Copy:
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
-        _synchronize(self._there.device)
+        synchronize(self._there.device)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -143,7 +143,7 @@ class Synthetic:
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
-        _synchronize(self._train_step.world.device)
+        synchronize(self._train_step.world.device)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -165,23 +165,24 @@ class Real:
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
-        _synchronize(self._train_step.world.device)
+        synchronize(self._train_step.world.device)
 
     def close(self) -> None:
         """See `Stage.close`."""
         self._loader.close()
 
 
-def endless_batches(loader: Loader) -> Iterator[Batch]:
-    """Batches of one epoch after another."""
+def endless_batches(loader: Loader, begin: Callable[[], None] = lambda: None) -> Iterator[Batch]:
+    """Batches of one epoch after another; `begin` is called before each."""
     while True:
+        begin()
         yield from loader
 
 
 def train_on(train_step: TrainStep, batch: Batch) -> int:
     """Do one training step, and return the images it had."""
     train_step.forward_backward(batch.images, batch.labels, batch.valid)
-    train_step.update(_LR)
+    train_step.update(LR)
     return batch.num_valid
 
 
@@ -190,7 +191,8 @@ def _encoded_bytes(loader: Loader, batch: Batch) -> int:
     return int(loader.split.size[ids[ids >= 0]].sum())
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from loader.cache import Held, ShardCache
 from loader.order import Ids, Order
 from loader.reader import Reads, ShardReader
 from shard.dataset import Dataset, Split
-from shard.errors import FeedlineError
 
 _READERS, _FETCHES = 4, 4  # as in loader.loader and loader.remote
 _READ_AHEAD = 4  # batches whose bytes are asked for, as the loader does
@@ -31,15 +29,22 @@ class Bytes:
         order: of the samples.
         batch_size: images per step.
         threads: of the loader, which reads with at most four of them.
-        cold: drop the split's pages from the page cache before every epoch.
+        begin: called before every epoch, such as `page_cache.evict`.
     """
 
     name, title, lead_in = "storage", "bytes from storage", _READ_AHEAD
 
-    def __init__(self, split: Split, order: Order, batch_size: int, threads: int, *, cold: bool) -> None:
+    def __init__(
+        self,
+        split: Split,
+        order: Order,
+        batch_size: int,
+        threads: int,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
         self._reader = ShardReader(split)
         self._reads = Reads(split, self._reader, min(_READERS, threads))
-        self._ids = endless_ids(split, order, batch_size, cold=cold)
+        self._ids = endless_ids(split, order, batch_size, begin)
         self._pending = deque(self._reads.start(next(self._ids)) for _ in range(_READ_AHEAD))
 
     def step(self) -> tuple[int, int]:
@@ -95,43 +100,12 @@ class Fetch:
         self._pool.shutdown()
 
 
-def endless_ids(split: Split, order: Order, batch_size: int, *, cold: bool) -> Iterator[Ids]:
+def endless_ids(split: Split, order: Order, batch_size: int, begin: Callable[[], None]) -> Iterator[Ids]:
     """Ids [≤ batch_size] in the order of training, epoch after epoch."""
     epoch = 0
     while True:
-        if cold:
-            drop_pages(split)
+        begin()
         ids = order.draws(split.shard, 0, epoch) % len(split)
         for first in range(0, len(ids), batch_size):
             yield ids[first : first + batch_size]
         epoch += 1
-
-
-def can_drop_pages() -> bool:
-    """Whether this system lets one take files out of the page cache (Linux does)."""
-    return hasattr(os, "posix_fadvise")
-
-
-def drop_pages(split: Split) -> None:
-    """Take the split's shards out of the page cache: what is read next comes from the storage.
-
-    Raises:
-        FeedlineError: the system cannot do that.
-    """
-    if not can_drop_pages():
-        raise FeedlineError("--page-cache is cold, but this system has no posix_fadvise; use hot")
-    for number in range(len(split.shards)):
-        descriptor = os.open(split.shard_path(number), os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
-
-
-def available_bytes() -> int:
-    """Memory that is free or can be had, on Linux; all of it elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except FileNotFoundError:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from bench.gpu import gpu_figures
-from bench.intervals import Interval, median_interval, ratio_interval
-from bench.measure import Series, Stage, measure, ratio
-from bench.page_cache import advice, evict, memory_bytes
+from bench.intervals import Interval, median_interval, ratio_figures, ratio_interval
+from bench.measure import Series, Stage, measure
+from bench.page_cache import Eviction, advice, memory_bytes, state
 from bench.peers.base import Job
 from bench.peers.isolated import Isolated
+from bench.report import decodes_on_gpu
 from bench.stages import Copy, Decode, Load, Read, Real, Synthetic
 from loader import Loader, RandomResizedCrop
 from shard.dataset import Dataset
@@ -69,8 +70,9 @@ def throughput(plan: Plan, device: torch.device, say: Callable[[str], None]) -> 
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         split = dataset.split(config.input.train_split)
-        prepare = (lambda: evict(split)) if plan.cold else (lambda: None)
-        series = measure(stages, plan.repeats, plan.seconds, say, prepare)
+        size_bytes = sum(split.shard_bytes)
+        eviction = Eviction(split) if plan.cold else None
+        series = measure(stages, plan.repeats, plan.seconds, say, eviction or (lambda: None))
         # Utilisation means something for one stage only: look again while each runs alone.
         gpu = {
             stage.name: gpu_figures(stage, device, max(plan.seconds, 3.0))
@@ -88,13 +90,13 @@ def throughput(plan: Plan, device: torch.device, say: Callable[[str], None]) -> 
             "repeats": plan.repeats,
             "seconds": plan.seconds,
             "threads": plan.threads,
-            "page_cache": "cold: evicted before every measurement" if plan.cold else "hot",
-            "page_cache_advice": advice(sum(split.shard_bytes), memory_bytes(), cold=plan.cold),
+            "page_cache": eviction.state if eviction is not None else state(size_bytes),
+            "page_cache_advice": advice(size_bytes, memory_bytes(), cold=plan.cold),
             "config": to_dict(config),
         },
         "default_loader": default,
-        "stages": [_figures(one, ceiling(one.name, found, default)) for one in series],
-        "ratios": _ratios(found, default),
+        "stages": [_figures(one, ceiling(one.name, found, default, device)) for one in series],
+        **_ratios(found, default),
         "gpu": gpu.get("real"),
         "gpu_by_stage": gpu,
         "peak_gpu_memory_gib": _peak_gib(device),
@@ -186,14 +188,16 @@ class _Maker:
         return stage
 
 
-def ceiling(name: str, found: dict[str, Series], default: str | None) -> Series | None:
+def ceiling(name: str, found: dict[str, Series], default: str | None, device: torch.device) -> Series | None:
     """The stage that bounds this one: decoding is fed by reading, loaders by decoding, training by loader and step."""
     if name == "real":
         above = [found[other] for other in (default, "synthetic") if other in found]
         return min(above, key=lambda one: one.rate, default=None)
     if name in ("read", "copy", "synthetic"):
         return None
-    return found.get("read" if name == "decode" else "decode")
+    if name == "decode" or decodes_on_gpu(name, str(device)):
+        return found.get("read")
+    return found.get("decode")
 
 
 def _figures(one: Series, above: Series | None) -> dict[str, Any]:
@@ -206,7 +210,7 @@ def _figures(one: Series, above: Series | None) -> dict[str, Any]:
         "title": one.title,
         "images_per_s": rounded(one.images_per_s, 1),
         "images_per_s_interval": _interval(median_interval(one.images_per_s)),
-        "mb_per_s": rounded(one.mb_per_s, 1),
+        "mb_per_s": rounded(one.mb_per_s, 4),  # a slow training reads little
         "cpu_s_per_1000": rounded(one.cpu_s, 3),
         "step_ms": rounded(one.step_ms, 2),
         "step_ms_percentiles": {f"p{p}": round(float(np.percentile(steps, p)), 2) for p in (50, 95, 99)}
@@ -222,7 +226,7 @@ def _interval(one: Interval) -> dict[str, float]:
     return {name: round(value, 4) for name, value in dataclasses.asdict(one).items()}
 
 
-def _ratios(found: dict[str, Series], default: str | None) -> dict[str, float]:
+def _ratios(found: dict[str, Series], default: str | None) -> dict[str, Any]:
     pairs: dict[str, tuple[str | None, str]] = {
         "loader / decode ceiling": (default, "decode"),
         "loader / plain DALI": (default, "dali"),
@@ -230,11 +234,13 @@ def _ratios(found: dict[str, Series], default: str | None) -> dict[str, float]:
         "loader / training on synthetic": (default, "synthetic"),
         "feed ratio (real / synthetic)": ("real", "synthetic"),
     }
-    return {
-        name: round(ratio(found[above], found[below]), 3)
-        for name, (above, below) in pairs.items()
-        if above in found and below in found
-    }
+    return ratio_figures(
+        {
+            name: (found[above].images_per_s, found[below].images_per_s)
+            for name, (above, below) in pairs.items()
+            if above in found and below in found
+        }
+    )
 
 
 def _of_gpu(stages: list[Stage], device: torch.device) -> list[Stage]:

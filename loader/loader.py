@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,6 @@ import torch
 
 from loader.affinity import rank_cores
 from loader.arguments import as_order, check_numbers
-from loader.backend import Backend
 from loader.bad import BadSample, BadSamples
 from loader.batch import Batch, finish
 from loader.cache import ShardCache
@@ -29,6 +29,7 @@ from loader.resolve import make_backend, resolve_backend, resolve_device
 from loader.tune import Found, Tuner
 from loader.walk import Walk
 from loader.where import Shards, open_shards
+from loader.workers import Workers
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 
@@ -131,9 +132,13 @@ class Loader(Position):
         self._bad = BadSamples(self.split, max_bad, remedy)
         self._counters = Counters()
         self._tracer = Tracer(trace, nvtx=trace and self.device.type == "cuda")
-        self._backend: Backend | None = None
-        self._reads: Reads | None = None
-        self._feed: Feed | None = None
+        self._workers = Workers(
+            partial(
+                make_backend, self.backend, self.device, self._threads, batch_size,
+                timeout_s=timeout_s, cores=self._cores, found=self._found,
+            ),
+            partial(Reads, self.split, self._shards.reader, min(_READERS, self._threads), self._tracer),
+        )  # fmt: skip
         self._closed = False
         self._pid = os.getpid()
 
@@ -198,11 +203,11 @@ class Loader(Position):
         self._require_usable()
         self._run += 1
         run = self._run
-        self._abandon()  # what an iterator that was left early had ordered
+        self._workers.abandon()  # what an iterator that was left early had ordered
         self._require_unchanged()
         start = self.samples_consumed
         steps = self._walk.steps(start)
-        feed = self._feed = self._start_feed(start, steps)
+        feed = self._start_feed(start, steps)
         try:
             for step in range(steps):
                 self._require_usable()
@@ -219,30 +224,25 @@ class Loader(Position):
                 self._require_newest(run)
         finally:
             if run == self._run:
-                self._abandon()
+                self._workers.abandon()
         self.epoch, self.samples_consumed = self.epoch + 1, 0
 
     def _start_feed(self, start: int, steps: int) -> Feed:
         epoch, draws = self.epoch, self._walk.draws(self.epoch)
         self._shards.begin(self._walk.plan(epoch, draws, start))
-        if self._backend is None:
-            self._backend = make_backend(
-                self.backend, self.device, self._threads, self.batch_size,
-                timeout_s=self._timeout_s, cores=self._cores, found=self._found,
-            )  # fmt: skip
-        if self._reads is None:
-            self._reads = Reads(self.split, self._shards.reader, min(_READERS, self._threads), self._tracer)
-        return Feed(
-            lambda step: self._walk.request(epoch, draws, start, step),
-            steps,
-            self.batch_size,
-            self._reads,
-            self._backend,
-            self._shards.available,
-            self._timeout_s,
-            self._counters,
-            self._tracer,
-            self._bad.rows,
+        return self._workers.feed(
+            lambda reads, backend: Feed(
+                lambda step: self._walk.request(epoch, draws, start, step),
+                steps,
+                self.batch_size,
+                reads,
+                backend,
+                self._shards.available,
+                self._timeout_s,
+                self._counters,
+                self._tracer,
+                self._bad.rows,
+            )
         )
 
     def _require_unchanged(self) -> None:
@@ -267,28 +267,13 @@ class Loader(Position):
         counters.prefetch, counters.read_ahead = self._tuner.depth, self._tuner.read_ahead
         counters.fetch_wait_s = self._shards.wait_s
 
-    def _abandon(self) -> None:
-        """Forget batches in flight. Their backend goes with them: a new one is surely clean."""
-        if self._feed is not None and self._feed.busy:
-            self._drop_backend()
-        self._feed = None
-
-    def _drop_backend(self) -> None:
-        if self._backend is not None:
-            self._backend.close()
-            self._backend = None
-
     def close(self) -> None:
         """Stop the background threads and free memory; iterating afterwards is an error."""
         self._closed = True
         if os.getpid() != self._pid:
             return  # a forked child: threads, and locks in the cache, are its parent's
         self._run += 1
-        self._feed = None
-        self._drop_backend()
-        if self._reads is not None:
-            self._reads.close()
-            self._reads = None
+        self._workers.close()
         self._shards.close()
 
     def __reduce__(self) -> tuple[Any, ...]:

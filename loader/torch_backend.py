@@ -41,6 +41,7 @@ class TorchBackend:
         self._threads = threads
         self._local = threading.local()
         self._ring: list[Image] = []
+        self._ring_lock = threading.Lock()  # batches may be submitted from several threads
         self._copies = (
             torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         )
@@ -95,16 +96,17 @@ class TorchBackend:
         reference to it, so the count tells whether the batch, or any view of it, is still in use.
         """
         idle = []
-        for number, buffer in enumerate(self._ring):
-            if sys.getrefcount(buffer) == _IDLE_REFERENCES:
-                if buffer.shape == shape:
-                    return buffer
-                idle.append(number)
-        for number in reversed(idle[: len(idle) - _IDLE_BUFFERS]):
-            del self._ring[number]
-        fresh = np.empty(shape, np.uint8)
-        self._ring.append(fresh)
-        return fresh
+        with self._ring_lock:
+            for number, buffer in enumerate(self._ring):
+                if sys.getrefcount(buffer) == _IDLE_REFERENCES:
+                    if buffer.shape == shape:
+                        return buffer
+                    idle.append(number)
+            for number in reversed(idle[: len(idle) - _IDLE_BUFFERS]):
+                del self._ring[number]
+            fresh = np.empty(shape, np.uint8)
+            self._ring.append(fresh)
+            return fresh
 
     def _run(self, encoded: list[Encoded], params: Params, batch: Image, rows: range) -> dict[int, str]:
         bad: dict[int, str] = {}

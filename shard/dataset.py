@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from shard.errors import FeedlineError
 from shard.image import Policy
-from shard.storage import location, storage_errors
+from shard.storage import is_remote, location, storage_errors
 
 FORMAT = "feedline"
 FORMAT_VERSION = 2
@@ -109,9 +109,13 @@ class Dataset:
                 raise FeedlineError(
                     f"{root} is an unfinished build; run its `python -m shard build` command again to finish it"
                 ) from error
-            raise FeedlineError(
-                f"{root} is no dataset ({path} does not exist); make one: python -m shard build"
-            ) from error
+            inside = not is_remote(folder) and (folder.absolute().parent / MANIFEST).exists()
+            remedy = (
+                f"it lies in one, {folder.absolute().parent}: give that"
+                if inside
+                else "make one: python -m shard build"
+            )
+            raise FeedlineError(f"{root} is no dataset ({path} does not exist); {remedy}") from error
         found = (
             (manifest.get("format"), manifest.get("format_version")) if isinstance(manifest, dict) else None
         )

@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import io
 import threading
-import warnings
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Literal
 
 import simplejpeg
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from shard.errors import FeedlineError
 from shard.jpeg import Layout, MarkerError, find_end, parse, without
+from shard.opening import (
+    MAX_PIXELS,
+    BadImageError,
+    NotAnImageError,
+    TooManyPixelsError,
+    limit_scans,
+    load,
+    size_of,
+)
 
-# Pillow's own limit for a decompression bomb, here for every way to decode.
-MAX_PIXELS = 178_956_970
+__all__ = [
+    "KEEPABLE",
+    "MAX_PIXELS",
+    "BadImageError",
+    "Checked",
+    "Exif",
+    "NotAnImageError",
+    "Policy",
+    "TooManyPixelsError",
+    "check",
+    "size_of",
+]
+
 _MAX_SIDE = 65_500  # libjpeg's limit, of what it writes and reads
-# A progressive file of a few kilobytes can hold thousands of scans that each take a full pass to decode.
-_MAX_SCANS = 200
 KEEPABLE = ("progressive", "arithmetic", "trailing", "warning")
-# Others are read by Pillow's rarer plugins, or run programs (EPS), or are no pictures.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 # What libjpeg warns of when pixels are missing or wrong: nothing can bring them back.
 _LOST = ("premature end", "bad huffman", "bad arithmetic", "found marker", "progression", "bogus")
 _CLOSING = b"\xff\xd9"
 
-
 Exif = Literal["strip", "apply", "keep"]
-
-
-class BadImageError(Exception):
-    """The bytes are no image that can be decoded; the text is the reason."""
-
-
-class NotAnImageError(BadImageError):
-    """Nothing that Pillow knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,32 +114,13 @@ def check(data: bytes, policy: Policy = Policy()) -> Checked:
     return checked
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of an image as its header says; nothing is decoded.
-
-    Raises:
-        NotAnImageError: no header that Pillow knows.
-        BadImageError: a header that it objects to.
-    """
-    if data[:2] == b"\xff\xd8":
-        try:
-            layout = parse(data)
-        except MarkerError:
-            pass  # Pillow may still make something of it
-        else:
-            return layout.width, layout.height
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _open(data).size
-
-
 def _jpeg(data: bytes, policy: Policy) -> Checked:
     try:
         layout = parse(data)
     except MarkerError as error:
         return _convert(data, policy, "markers", str(error))
     if layout.width * layout.height > MAX_PIXELS:
-        raise BadImageError(f"{layout.width} x {layout.height} pixels, more than {MAX_PIXELS}")
+        raise TooManyPixelsError(f"{layout.width} x {layout.height} pixels, more than {MAX_PIXELS}")
     if layout.precision != 8 or layout.components not in (1, 3):
         return _convert(data, policy, "color")
     turned = layout.orientation != 1 and policy.exif == "apply"
@@ -152,7 +138,7 @@ def _stored(data: bytes, layout: Layout, policy: Policy) -> Checked:
     result = Checked(data, layout.width, layout.height)
     trusted = policy.check == "header" and data.endswith(_CLOSING)
     end, scans = (len(data), 1) if trusted else find_end(data, layout)
-    _limit_scans(scans)
+    limit_scans(scans)
     unwanted: tuple[tuple[int, int], ...] = ()
     if layout.noted_at and policy.exif == "strip":
         unwanted = layout.noted_at
@@ -174,11 +160,6 @@ def _stored(data: bytes, layout: Layout, policy: Policy) -> Checked:
         if "warning" not in policy.keep or not _decodes_leniently(result.data):
             return _convert(data, policy, "warning", reason)
     return result
-
-
-def _limit_scans(scans: int) -> None:
-    if scans > _MAX_SCANS:
-        raise BadImageError(f"{scans} scans, more than {_MAX_SCANS}")
 
 
 _local = threading.local()  # images are checked in threads, too
@@ -208,7 +189,7 @@ def _decodes_leniently(data: bytes) -> bool:
 
 def _convert(data: bytes, policy: Policy, kind: str = "", why: str = "") -> Checked:
     """Decode with Pillow and encode a baseline JPEG."""
-    image = _load(data)
+    image = load(data)
     changes = {kind: why or f"{image.format}, mode {image.mode}, {kind}, to baseline JPEG"} if kind else {}
     picture: Image.Image = image
     if (orientation := _orientation(image)) != 1:
@@ -228,59 +209,6 @@ def _convert(data: bytes, policy: Policy, kind: str = "", why: str = "") -> Chec
     else:
         _eight_bits(picture).save(buffer, "JPEG", quality=policy.quality, subsampling=0, exif=b"")
     return Checked(buffer.getvalue(), picture.width, picture.height, changes)
-
-
-def _load(data: bytes) -> ImageFile.ImageFile:
-    """Decode with Pillow.
-
-    Raises:
-        BadImageError: whatever Pillow says against it; its plugins raise anything on hostile bytes.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # metadata that is not quite right; size is checked below
-        image = _open(data)
-        if image.width * image.height > MAX_PIXELS:
-            raise BadImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-        if image.format in ("JPEG", "MPO"):
-            _limit_scans(_scans(data))
-        try:
-            image.load()
-        except Exception as error:
-            raise BadImageError(_reason(error)) from error
-    return image
-
-
-def _open(data: bytes) -> ImageFile.ImageFile:
-    """Read the header with Pillow; raises as `_load`."""
-    try:
-        return Image.open(io.BytesIO(data), formats=_formats())
-    except UnidentifiedImageError as error:
-        raise NotAnImageError("not an image") from error
-    except Image.DecompressionBombError as error:
-        raise BadImageError(f"more than {MAX_PIXELS} pixels") from error
-    except Exception as error:
-        raise BadImageError(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return "truncated" if "truncated" in text.lower() else text or repr(error)
-
-
-def _scans(data: bytes) -> int:
-    """Scans of a JPEG; where its markers are broken, which libjpeg gets over, at least as many as there are."""
-    try:
-        end, scans = find_end(data, parse(data))
-    except MarkerError:
-        end, scans = None, 0
-    return scans if end is not None else data.count(b"\xff\xda")
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Formats that this Pillow reads; it fails on names that it has not registered."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _orientation(image: Image.Image) -> int:

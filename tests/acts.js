@@ -9,3 +9,8 @@ function click(table, number) {
   found.click();
   return [...document.querySelectorAll("table")[table].querySelectorAll("th")].map((head) => head.getAttribute("aria-sort"));
 }
+
+function press(element, key) {
+  if (element.dispatch) element.dispatch("keydown", { key, preventDefault() {} });
+  else element.dispatchEvent(new KeyboardEvent("keydown", { key, cancelable: true }));
+}

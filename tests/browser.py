@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
-import subprocess
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,10 +31,14 @@ class Browser(Protocol):
         ...
 
 
+def chromium() -> str | None:
+    """Path of this machine's Chromium or Chrome; None if it has none."""
+    return next(filter(None, map(shutil.which, CHROMIUMS)), None)
+
+
 @contextmanager
-def opened(html: str) -> Iterator[Browser]:
-    """Open a page in Chromium if this machine has it, else in V8."""
-    path = next(filter(None, map(shutil.which, CHROMIUMS)), None)
+def opened(html: str, path: str | None) -> Iterator[Browser]:
+    """Open a page in the Chromium at `path`, or without one in V8."""
     if path is None:
         yield V8(html)
         return
@@ -101,20 +106,26 @@ class Chromium:
 
     def __init__(self, path: str) -> None:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        theirs_in, ours_out = os.pipe()
-        ours_in, theirs_out = os.pipe()
         flags = (
             "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-extensions "
             f"--hide-scrollbars --remote-debugging-pipe --user-data-dir={self._folder.name}/profile about:blank"
         )
-        # Chromium reads from descriptor 3 and writes to 4.
-        self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', path, *flags.split()],
-            pass_fds=(theirs_in, theirs_out), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(theirs_in)
-        os.close(theirs_out)
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        # It reads from descriptor 3 and writes to 4; copies, lest one of the pipes is 3 or 4 already.
+        high_in, high_out = (fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 10) for one in (theirs_in, theirs_out))
+        self._pid = os.posix_spawn(
+            path,
+            [path, *flags.split()],
+            os.environ,
+            file_actions=[
+                *((os.POSIX_SPAWN_OPEN, one, os.devnull, os.O_RDWR, 0) for one in (0, 1, 2)),
+                (os.POSIX_SPAWN_DUP2, high_in, 3),
+                (os.POSIX_SPAWN_DUP2, high_out, 4),
+            ],
+        )
+        for one in (theirs_in, theirs_out, high_in, high_out):
+            os.close(one)
         self._out, self._in = os.fdopen(ours_out, "wb", 0), os.fdopen(ours_in, "rb", 0)
         self._buffer, self._number, self._session = b"", 0, ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -152,7 +163,7 @@ class Chromium:
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             part = self._in.read(1 << 20)
-            assert part, f"Chromium has ended with status {self._process.wait()}"
+            assert part, "Chromium has ended"
             self._buffer += part
         message, _, self._buffer = self._buffer.partition(b"\0")
         found: dict[str, Any] = json.loads(message)
@@ -166,6 +177,6 @@ class Chromium:
         """End the browser."""
         self._out.close()  # it ends when nobody is left to tell it what to do
         self._in.close()
-        self._process.terminate()
-        self._process.wait()
+        os.kill(self._pid, signal.SIGTERM)
+        os.waitpid(self._pid, 0)
         self._folder.cleanup()

@@ -33,6 +33,7 @@ class Element {
   getBoundingClientRect() { return { left: 10, top: 20, width: 100, height: 30 }; }
   addEventListener(name, listener) { (this.listeners[name] = this.listeners[name] || []).push(listener); }
   click() { this.dispatch("click"); }
+  focus() { this.dispatch("focus"); }
   dispatch(name, event) { for (const listener of this.listeners[name] || []) listener(event || {}); }
 }
 

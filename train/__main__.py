@@ -33,6 +33,7 @@ COMMANDS = {
     "eval": "train.commands.eval",
     "export": "train.commands.export",
     "predict": "train.commands.predict",
+    "report": "train.commands.report",
     "serve": "train.commands.serve",
     "sweep": "train.commands.sweep",
 }
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _command(argv[0], argv[1:])
     connected = False
     try:
-        options = parse(argv)
+        options = _parse(argv)
         if options.list_recipes:
             print(list_recipes(), end="")
             return 0
@@ -65,6 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stopped.status
     except KeyboardInterrupt:
         return _fail("interrupted before training began", 130, alike=True)
+
+
+def _parse(argv: Sequence[str]) -> Options:
+    try:
+        try:
+            return parse(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `--help | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None  # as a shell has it for SIGPIPE
 
 
 def _command(name: str, argv: Sequence[str]) -> int:

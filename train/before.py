@@ -13,7 +13,6 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from loader import Loader
 from shard.dataset import Dataset
@@ -23,11 +22,12 @@ from train.distributed import World
 from train.evaluate import Result
 from train.features import Extractor, Features
 from train.knn import NEIGHBOURS, Bank, KnnAccuracy
+from train.probe import fit, start_head
 from train.step import TrainStep
 
 MOST_TRAIN, MOST_EVAL = 10_000, 5_000  # samples
 NAMES = {"head": "head as it came", "knn": "kNN", "probe": "linear probe"}
-_BATCH, _ITERATIONS = 64, 100
+_BATCH = 64
 
 
 def methods(wanted: str, own_head: bool) -> list[str]:
@@ -48,10 +48,11 @@ def measure(
     dataset: Dataset,
     world: World,
     how: list[str],
+    starts_head: bool,
     evaluate: Callable[[], Result | None],
     stopping: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Measure it. Collective; leaves the weights alone.
+    """Measure it, and let the head start as the linear probe. Collective; no other weight changes.
 
     Args:
         step: of the network.
@@ -59,24 +60,32 @@ def measure(
         dataset: of the run.
         world: the ranks that share the work.
         how: what `methods` gave.
+        starts_head: whether the head is to become the linear probe.
         evaluate: evaluates the network with its head.
         stopping: asked after each batch whether to give up; ranks must agree.
 
     Returns:
         top1 (percent, by method), samples (of the evaluation split), train_samples (whose features were used; 0 with
-        the head alone), took_s; {} if given up or there is no method.
+        the head alone), head (probe, if it started as such, else random; absent if it is not new), took_s; {} if given
+        up or there is nothing to do.
 
     Raises:
         FeedlineError: the network gives no features; or a split has no sample that can be decoded.
     """
-    began, top1, samples, train_samples = time.perf_counter(), {}, 0, 0
+    began = time.perf_counter()
+    top1: dict[str, float] = {}
+    found: dict[str, Any] = {"top1": top1, "samples": 0, "train_samples": 0}
+    if not how and not starts_head:
+        return {}
     if "head" in how:
         result = evaluate()
         if result is None:
             return {}
-        top1["head"], samples = result.top1, result.samples
-    elif how:
+        top1["head"], found["samples"] = result.top1, result.samples
+    else:
         if not hasattr(step.net.model, "forward_head"):
+            if not how:
+                return {}  # the head stays as it is, at random
             raise FeedlineError(
                 f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would "
                 "give features; use --before none"
@@ -89,11 +98,19 @@ def measure(
                 return {}
             parts.append(part)
         train, held_out = parts
-        samples, train_samples = len(held_out.labels), len(train.labels)
-        by = {"knn": knn_top1, "probe": probe_top1}
-        top1 = {name: by[name](train, held_out, len(dataset.classes)) for name in how}
-    took_s = round(time.perf_counter() - began, 1)
-    return {"top1": top1, "samples": samples, "train_samples": train_samples, "took_s": took_s} if how else {}
+        classes = len(dataset.classes)
+        probe = fit(train, classes) if starts_head or "probe" in how else None
+        found |= {"samples": len(held_out.labels), "train_samples": len(train.labels), "head": "random"}
+        if "knn" in how:
+            top1["knn"] = knn_top1(train, held_out, classes)
+        if probe is not None and "probe" in how:
+            top1["probe"] = probe.top1(held_out)
+        if probe is not None and starts_head and start_head(step.net, probe, config.input.eval_size):
+            world.broadcast_(step.net.parameters())  # ranks may round differently
+            found["head"] = "probe"
+    if not how and found["head"] == "random":
+        return {}
+    return found | {"took_s": round(time.perf_counter() - began, 1)}
 
 
 def _features(
@@ -159,33 +176,12 @@ def knn_top1(train: Features, held_out: Features, classes: int) -> float:
     return judge.result().top1
 
 
-def probe_top1(train: Features, held_out: Features, classes: int) -> float:
-    """Top-1 in percent of a logistic regression on standardised features, as scikit-learn's with C = 1."""
-    device = train.values.device
-    deviation, mean = torch.std_mean(train.values, dim=0, correction=0)
-    x = (train.values - mean) / deviation.clamp(min=1e-6)
-    y = train.labels.to(device)
-    weight = torch.zeros(classes, x.shape[1], device=device, requires_grad=True)
-    bias = torch.zeros(classes, device=device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        found = F.cross_entropy(F.linear(x, weight, bias), y) + weight.square().sum() / (2 * len(y))
-        found.backward()  # type: ignore[no-untyped-call]
-        return found
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        logits = F.linear((held_out.values - mean) / deviation.clamp(min=1e-6), weight, bias)
-    right = logits.argmax(dim=1).cpu() == held_out.labels
-    return 100 * float(right.double().mean())
-
-
 def before_line(found: dict[str, Any]) -> str:
     """Line of progress about it."""
     figures = ", ".join(f"{NAMES[name]} {value:.2f} %" for name, value in found["top1"].items())
-    return f"before: top-1 by {figures}  {_of(found)} in {found['took_s']:.1f} s"
+    measured = f"before: top-1 by {figures}  {_of(found)}" if figures else f"before: {_of(found)}"
+    head = "; the head starts as the linear probe" if found.get("head") == "probe" else ""
+    return f"{measured} in {found['took_s']:.1f} s{head}"
 
 
 def table(found: dict[str, Any], after: float, epoch: int, samples: int) -> str:
@@ -200,7 +196,13 @@ def table(found: dict[str, Any], after: float, epoch: int, samples: int) -> str:
     rows = [(f"before, {NAMES[name]}", value, _of(found)) for name, value in found["top1"].items()]
     rows.append(("after, best", after, f"epoch {epoch}, {samples} samples"))
     width = max(len(name) for name, _, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value:6.2f} %  {about}" for name, value, about in rows)
+    lines = [f"{name:<{width}}  {value:6.2f} %  {about}" for name, value, about in rows]
+    if after < max(found["top1"].values(), default=0.0):
+        lines.append(
+            "the training took something away: try --freeze all-but-head, a smaller --lr, --keep-statistics, or less "
+            "of --augment and --erase"
+        )
+    return "\n".join(lines)
 
 
 def _of(found: dict[str, Any]) -> str:

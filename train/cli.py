@@ -30,7 +30,7 @@ The same on several processes:
   torchrun --nproc-per-node 2 -m train --data DATASET --recipe cifar10_cpu
 
 --epochs N and --warmup-epochs N are short for --duration Nep and --warmup Nep, --freeze-epochs N for --freeze
-all-but-head --freeze-for Nep, --model for --arch. Values that are true or false are switches: --flip-tta,
+all-but-head --freeze-for Nep, --model NAME for --arch NAME. Values that are true or false are switches: --flip-tta,
 --no-flip-tta.
 
 Run it again from its folder:

@@ -136,7 +136,11 @@ class Trainer:
             return
         how = before.methods(config.evaluation.before, state.own_head)
         self.stop.pace()
-        found = before.measure(self.step, config, self.dataset, self.world, how, self.evaluate, self.stop.due)
+        model = config.model
+        starts_head = model.head_init == "probe" and model.head == "linear" and not state.own_head
+        found = before.measure(
+            self.step, config, self.dataset, self.world, how, starts_head, self.evaluate, self.stop.due
+        )
         if self.stop.agreed:
             self.save()
             self.leave()
@@ -231,6 +235,9 @@ class Trainer:
         if self.config.synthetic:
             self.loader.set_epoch(epoch)
             return  # there is nothing to evaluate, and nothing to save
+        bad = self.world.gather(self.loader.bad_samples)
+        if self.metrics.history is not None:
+            self.metrics.history.bad(sample for rank in bad for sample in rank)
         began = time.perf_counter()
         with self.aside("evaluation"):
             result = self.evaluate()

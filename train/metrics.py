@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from shard.errors import FeedlineError
+from train.history import History
 from train.outbox import Outcome, Tracker
 from train.trackers import numbers
 
@@ -27,12 +28,23 @@ class Metrics:
         keep_bytes: length of what stays of it: a resumed run repeats the rest.
         active: whether to write.
         trackers: who is told as well.
+        history: of the run, told how it ends.
+
+    Attributes:
+        history: the same; None on other ranks.
     """
 
     def __init__(
-        self, path: Path, keep_bytes: int, *, active: bool, trackers: Sequence[Tracker] = ()
+        self,
+        path: Path,
+        keep_bytes: int,
+        *,
+        active: bool,
+        trackers: Sequence[Tracker] = (),
+        history: History | None = None,
     ) -> None:
-        self._trackers = trackers
+        self.history = history
+        self._trackers = [*trackers, *([history] if history else [])]
         self._file: TextIO | None = None
         if active:
             with path.open("ab") as file:

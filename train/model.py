@@ -38,6 +38,8 @@ class ModelConfig:
     """mlp: width between the two layers."""
     head_drop: float = 0.0
     """mlp: dropout between the two layers."""
+    head_init: Literal["random", "probe"] = "random"
+    """How a new linear head starts: at random, or as the linear probe of the pretrained features (LP-FT)."""
     drop_rate: float = 0.0
     """Dropout before the classifier."""
     drop_path: float = 0.0

@@ -29,6 +29,7 @@ class RunFolder:
         config: the resolved configuration.
         metrics: one JSON object a line.
         summary: the result, once finished.
+        history: starts, ends and bad samples, one JSON object a line.
         nonfinite: step, learning rate, sample ids and position, where a run broke.
         checkpoints: folder of the checkpoints.
         last: newest checkpoint.
@@ -40,6 +41,7 @@ class RunFolder:
         self.config = root / "config.yaml"
         self.metrics = root / "metrics.jsonl"
         self.summary = root / "summary.json"
+        self.history = root / "history.jsonl"
         self.nonfinite = root / "nonfinite.json"
         self.checkpoints = root / "checkpoints"
         self.last = self.checkpoints / "last.pt"
@@ -90,7 +92,7 @@ class RunFolder:
             raise FeedlineError(f"cannot make the run folder {self.root}: {error}") from error
         self.nonfinite.unlink(missing_ok=True)
         if fresh:
-            for path in (*self.checkpoints.glob("*.pt*"), self.metrics, self.summary):
+            for path in (*self.checkpoints.glob("*.pt*"), self.metrics, self.summary, self.history):
                 path.unlink(missing_ok=True)
         self._started.write_text(_launch(), encoding="utf-8")
 

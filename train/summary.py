@@ -65,7 +65,7 @@ def show(summary: dict[str, Any], folder: RunFolder) -> None:
             f"nothing was learnt, evaluated or saved\nconfig, metrics, summary: {folder.root}"
         )
         return
-    if summary.get("before"):
+    if summary.get("before", {}).get("top1"):
         print(
             before.table(summary["before"], summary["best_top1"], summary["best_epoch"], summary["samples"])
         )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from loader import Batch
+from loader.bad import BadSample
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.distributed import World
@@ -58,6 +59,7 @@ class SyntheticLoader:
             )
         self.batch_size = micro_batch(config.batch_size, world.size, accumulate)
         self.epoch = self.samples_consumed = 0
+        self.bad_samples: list[BadSample] = []  # noise always decodes
         self._parts, self._global = accumulate * (self.num_samples // config.batch_size), config.batch_size
         self._share = self._global // accumulate
         self._size_at = size_at or (lambda epoch, consumed: config.size)

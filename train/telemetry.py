@@ -14,6 +14,7 @@ import torch
 from shard.errors import FeedlineError
 from train.distributed import World
 from train.flops import forward_flops, peak_flops
+from train.history import History
 from train.loss_window import LossWindow, NonFiniteError, StepRecord
 from train.meter import PHASES, Meter, Rate
 from train.metrics import MEASURED, Metrics
@@ -58,7 +59,7 @@ class TelemetryConfig:
 def open_metrics(
     path: Path, config: TelemetryConfig, settings: dict[str, Any], kept: int, step: int, world: World
 ) -> Metrics:
-    """Open metrics.jsonl at `path`, and on rank 0 the trackers.
+    """Open metrics.jsonl at `path`, and on rank 0 history.jsonl beside it and the trackers.
 
     Args:
         path: of the file, in the run folder.
@@ -70,7 +71,8 @@ def open_metrics(
     """
     names = config.names if world.is_main else []
     trackers = open_trackers(names, path.parent, settings, step if kept else 0)
-    return Metrics(path, kept, active=world.is_main, trackers=trackers)
+    history = History(path.with_name("history.jsonl"), step, world) if world.is_main else None
+    return Metrics(path, kept, active=world.is_main, trackers=trackers, history=history)
 
 
 class Gauges:

@@ -61,6 +61,20 @@ class Trained:
                 raise
             raise FeedlineError(f"{error}; if it has moved, give --data DATASET") from error
 
+    def split_of(self, dataset: Dataset, name: str | None) -> str:
+        """Split `name`, or else the one that the run evaluates on.
+
+        Raises:
+            FeedlineError: the dataset has none of that name.
+        """
+        found = name or self.config.input.eval_split
+        if found not in dataset.split_names:
+            why = "" if name else ", which the run evaluates on"
+            raise FeedlineError(
+                f"{dataset.root} has no split {found!r}{why}; it has {', '.join(dataset.split_names)}: give --split"
+            )
+        return found
+
 
 def load_trained(
     run: Path,

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 
 from bench.accelerator import PRESETS, Accelerator
 from bench.accelerator_report import table
 from bench.accelerator_run import Plan, accelerator
-from bench.options import positive, publish, require_positive, say, training_config
+from bench.options import (
+    local_folder,
+    positive,
+    publish,
+    require_positive,
+    require_writable,
+    say,
+    training_config,
+)
 from shard.errors import FeedlineError
 from train.recipes import RECIPES
 
@@ -23,7 +32,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "the loader, and report their utilisation (pass: 90 %%).",
     )
     add = command.add_argument
-    add("--data", type=Path, required=True, metavar="DATASET", help="made by `python -m shard build`")
+    add("--data", type=local_folder, required=True, metavar="DATASET", help="made by `python -m shard build`")
     add("--accelerators", type=positive, default=1, metavar="N", help="how many of them (default: 1)")
     add("--like", choices=sorted(PRESETS), help="speed of MLPerf Storage's (default: h100-resnet50)")
     add("--step-ms", type=float, metavar="MS", help="or: milliseconds of computing per batch")
@@ -63,14 +72,17 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run(options: argparse.Namespace) -> int:
     require_positive(options.seconds)
+    require_writable(options.out)
     name, like = _accelerator(options)
     if options.accelerators > options.most:
         raise FeedlineError(
             f"--accelerators is {options.accelerators}, more than --most {options.most}; raise it"
         )
     ratios = tuple(_number("--check", text) for text in options.check.split(",")) if options.check else ()
-    if options.hold is not None and not (ratios and options.hold > 0):
-        raise FeedlineError(f"--hold is {options.hold}; it must be positive, and belongs to --check")
+    if options.hold is not None:
+        require_positive(options.hold, "--hold")
+        if not ratios:
+            raise FeedlineError("--hold is given without --check, to which it belongs")
     plan = Plan(
         config=training_config(options),
         name=name,
@@ -109,8 +121,7 @@ def _accelerator(options: argparse.Namespace) -> tuple[str, Accelerator]:
     batch_size = options.batch_size or 64
     value = getattr(options, given[0])
     flag = f"--{given[0].replace('_', '-')}"
-    if not value > 0:
-        raise FeedlineError(f"{flag} is {value}; it must be positive")
+    require_positive(value, flag)
     step_s = value / 1000 if given == ["step_ms"] else batch_size / value
     name = f"accelerator of {batch_size / step_s:,.0f} images/s"
     return name, Accelerator(step_s=step_s, batch_size=batch_size, source=f"{flag} {value:g}")
@@ -121,6 +132,6 @@ def _number(flag: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise FeedlineError(f"{flag} has {text!r}; it takes positive numbers with commas, such as 0.5,1,2")
     return value

@@ -7,7 +7,15 @@ import dataclasses
 from pathlib import Path
 
 from bench.doctor import Plan, diagnose
-from bench.options import find_device, positive, publish, require_positive, say, training_config
+from bench.options import (
+    find_device,
+    positive,
+    publish,
+    require_positive,
+    require_writable,
+    say,
+    training_config,
+)
 from bench.prescription import prescription
 from train.config import Config
 from train.recipes import RECIPES
@@ -62,6 +70,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run(options: argparse.Namespace) -> int:
     require_positive(options.seconds)
+    require_writable(options.out)
     plan = Plan(
         config=_config(options),
         repeats=options.repeats,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -13,12 +14,22 @@ from typing import Any
 from bench.guard.baseline import Baseline, load, machine_class, save
 from bench.guard.report import table, verdict, verdict_record
 from bench.guard.session import Result, check, measure
-from bench.options import find_device, positive, publish, require_positive, say, training_config
+from bench.options import (
+    find_device,
+    local_folder,
+    positive,
+    publish,
+    require_positive,
+    require_writable,
+    say,
+    training_config,
+)
 from shard.errors import FeedlineError
 from train.config import Config
 from train.environment import environment
 from train.recipes import RECIPES
 
+_RUNS, _MARGIN = 5, 0.08
 _DEFAULTS = {"model": "test_resnet", "size": 64, "batch_size": 16}
 
 
@@ -31,18 +42,26 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "baseline, and exit with 1 where one is worse beyond the noise, naming stage, change and suspect.",
     )
     add = command.add_argument
-    add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add(
+        "--data",
+        type=local_folder,
+        required=True,
+        metavar="DATASET",
+        help="folder made by `python -m shard build`",
+    )
     add("--baseline", type=Path, default=Path("guard.json"), metavar="FILE", help="(default: guard.json)")
     add("--class", dest="machine", metavar="NAME", help="class of machine (default: CPU, cores and GPU)")
-    add("--update", action="store_true", help="take the baseline of this class instead of comparing with it")
-    add("--runs", type=positive, default=5, help="runs that make a baseline (default: 5)")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument(
+        "--update", action="store_true", help="take the baseline of this class instead of comparing with it"
+    )
+    what.add_argument("--measure", action="store_true", help="measure only, and print the record")
+    add("--runs", type=positive, help=f"with --update: runs that make a baseline (default: {_RUNS})")
     add(
         "--margin",
         type=float,
-        default=0.08,
-        help="with --update: change that is no regression (default: 0.08)",
+        help=f"with --update: change that is no regression (default: {_MARGIN})",
     )
-    add("--measure", action="store_true", help="measure only, and print the record")
     add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")
     add("--split", help="split to read (default: the recipe's training split)")
     add("--model", help=f"any timm model (default: the recipe's, or {_DEFAULTS['model']}, a tiny one)")
@@ -63,8 +82,14 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run(options: argparse.Namespace) -> int:
     require_positive(options.seconds)
-    if options.margin < 0:
-        raise FeedlineError(f"--margin is {options.margin}; it cannot be negative")
+    require_writable(options.out)
+    if options.margin is not None and not 0 <= options.margin < math.inf:
+        raise FeedlineError(f"--margin is {options.margin}; it cannot be negative, nor without end")
+    for flag in () if options.update else ("margin", "runs"):
+        if getattr(options, flag) is not None:
+            raise FeedlineError(
+                f"--{flag} is given without --update: it belongs to the baseline when that is taken"
+            )
     device = find_device(options.device)
     where = environment(device)
     name = options.machine or machine_class(where)
@@ -104,9 +129,10 @@ def _config(options: argparse.Namespace) -> Config:
 
 def _update(options: argparse.Namespace, name: str, where: dict[str, Any]) -> int:
     """Measure in processes of their own: where a process lies in memory is part of the noise."""
-    records = []
-    for number in range(options.runs):
-        say(f"run {number + 1} of {options.runs}")
+    require_writable(options.baseline)
+    records, count = [], options.runs or _RUNS
+    for number in range(count):
+        say(f"run {number + 1} of {count}")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "record.json")
             command = [
@@ -131,7 +157,11 @@ def _update(options: argparse.Namespace, name: str, where: dict[str, Any]) -> in
         for record in records
     ]
     baseline = Baseline(
-        name=name, margin=options.margin, settings=records[0]["settings"], runs=runs, environment=where
+        name=name,
+        margin=_MARGIN if options.margin is None else options.margin,
+        settings=records[0]["settings"],
+        runs=runs,
+        environment=where,
     )
     save(options.baseline, baseline)
     for stage, signals in runs[0].items():

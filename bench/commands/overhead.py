@@ -6,7 +6,16 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from bench.options import find_device, positive, publish, require_positive, say, training_config
+from bench.options import (
+    find_device,
+    local_folder,
+    positive,
+    publish,
+    require_positive,
+    require_writable,
+    say,
+    training_config,
+)
 from bench.overhead import overhead, table
 from train.recipes import RECIPES
 
@@ -21,7 +30,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     add = command.add_argument
     add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")
-    add("--data", type=Path, metavar="DATASET", help="also measure training on this dataset")
+    add("--data", type=local_folder, metavar="DATASET", help="also measure training on this dataset")
     add("--split", help="split to read (default: the recipe's training split)")
     add("--model", help="any timm model (default: the recipe's, or resnet18)")
     add("--size", type=positive, help="side of the images, pixels (default: the recipe's, or 224)")
@@ -42,6 +51,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run(options: argparse.Namespace) -> int:
     require_positive(options.seconds)
+    require_writable(options.out)
     config = training_config(options)
     if options.precision:
         config = dataclasses.replace(

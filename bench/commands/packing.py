@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.options import positive, publish, say
+from bench.options import positive, publish, require_writable, say
 from bench.packing import packing, table
 
 
@@ -38,6 +38,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _run(options: argparse.Namespace) -> int:
+    require_writable(options.out)
     record = packing(options.source, options.scratch, options.repeats, say)
     publish(record, table(record), as_json=options.json, file=options.out)
     return 0

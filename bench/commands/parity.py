@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from bench.operations import operations, within
 from bench.operations import table as operations_table
-from bench.options import find_device, positive
+from bench.options import find_device, local_folder, positive
 from bench.parity import parity, table
 from shard.dataset import Dataset
 
@@ -22,7 +21,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "evaluation transform, both backends; differences in grey levels.",
     )
     add = command.add_argument
-    add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add(
+        "--data",
+        type=local_folder,
+        required=True,
+        metavar="DATASET",
+        help="folder made by `python -m shard build`",
+    )
     add("--split", default="train", help="split to compare (default: train)")
     add("--size", type=positive, default=224, help="side of the crops, pixels (default: 224)")
     add(

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.options import find_device, positive, publish, require_positive, say
+from bench.options import (
+    find_device,
+    local_folder,
+    positive,
+    publish,
+    require_positive,
+    require_writable,
+    say,
+)
 from bench.peers import PEERS
 from bench.peers.compare import Contest, compare
 from bench.peers.report import picture, table
@@ -23,7 +31,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "copies are made in the temporary folder. Peers that are not installed are listed as left out.",
     )
     add = command.add_argument
-    add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add(
+        "--data",
+        type=local_folder,
+        required=True,
+        metavar="DATASET",
+        help="folder made by `python -m shard build`",
+    )
     add("--split", default="train", help="split to read (default: train)")
     add("--size", type=positive, default=224, help="side of the crops, pixels (default: 224)")
     add("--batch-size", type=positive, default=64, help="images per batch (default: 64)")
@@ -45,6 +59,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _run(options: argparse.Namespace) -> int:
     require_matplotlib()
     require_positive(options.seconds)
+    require_writable(options.out / "peers.json")
     only = tuple(name.strip() for name in (options.only or ",".join(PEERS)).split(",") if name.strip())
     device = find_device(options.device)
     contest = Contest(

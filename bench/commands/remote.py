@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from bench.options import publish, say
+from bench.options import local_folder, positive, publish, require_writable, say
 from bench.remote import RemotePlan, remote, table
 
 
@@ -19,18 +19,24 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "how long each waits. Without --url the dataset is served by a slow server on this machine.",
     )
     add, default = command.add_argument, RemotePlan(data=Path())
-    add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add(
+        "--data",
+        type=local_folder,
+        required=True,
+        metavar="DATASET",
+        help="folder made by `python -m shard build`",
+    )
     add("--url", help="the same dataset in a store, such as s3://bucket/dataset")
     for name, kind, text in (
         ("latency-s", float, "of the server, before each answer"),
         ("mb-per-s", float, "rate of the server"),
         ("cache-share", float, "size of the cache, as a share of the training split"),
-        ("epochs", int, "of training"),
+        ("epochs", positive, "of training"),
         ("model", str, "any timm model"),
-        ("size", int, "side of the crops, pixels"),
-        ("batch-size", int, "images per step"),
-        ("window", int, "shards that a lane of the order mixes"),
-        ("lanes", int, "lanes of the order"),
+        ("size", positive, "side of the crops, pixels"),
+        ("batch-size", positive, "images per step"),
+        ("window", positive, "shards that a lane of the order mixes"),
+        ("lanes", positive, "lanes of the order"),
         ("outage-s", float, "how long the server cuts all connections, after the start-up"),
     ):
         value = getattr(default, name.replace("-", "_"))
@@ -41,6 +47,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _run(options: argparse.Namespace) -> int:
+    require_writable(options.out)
     chosen = {f.name: getattr(options, f.name) for f in fields(RemotePlan) if hasattr(options, f.name)}
     record = remote(RemotePlan(**chosen), say)
     publish(record, table(record), as_json=options.json, file=options.out)

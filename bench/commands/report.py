@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.options import say
 from bench.page import page, read_records
+from train.whole import whole
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,7 +28,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run(options: argparse.Namespace) -> int:
     html = page(read_records(options.records))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(html, encoding="utf-8")
+    with whole(options.out) as part:
+        part.write_text(html, encoding="utf-8")
     say(f"page: {options.out}")
     return 0

@@ -8,7 +8,15 @@ import os
 from pathlib import Path
 
 from bench.accelerator import PRESETS
-from bench.options import positive, publish, require_positive, say, training_config
+from bench.options import (
+    local_folder,
+    positive,
+    publish,
+    require_positive,
+    require_writable,
+    say,
+    training_config,
+)
 from bench.report import require_matplotlib
 from bench.scaling.network import Network
 from bench.scaling.plan import OVER, Plan
@@ -28,7 +36,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "interval, and simulate the all-reduce of ranks that cannot be had.",
     )
     add = command.add_argument
-    add("--data", type=Path, required=True, metavar="DATASET", help="made by `python -m shard build`")
+    add("--data", type=local_folder, required=True, metavar="DATASET", help="made by `python -m shard build`")
     add(
         "--over",
         choices=OVER,
@@ -72,6 +80,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run(options: argparse.Namespace) -> int:
     require_matplotlib()
+    require_writable(options.out / "scaling.json")
     record = scaling(_plan(options), say)
     if record is None:  # another rank writes it
         return 0
@@ -82,11 +91,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> Plan:
     require_positive(options.seconds)
-    for flag in ("gb_per_s", "latency_us"):
-        if not getattr(options, flag) > 0:
-            raise FeedlineError(
-                f"--{flag.replace('_', '-')} is {getattr(options, flag)}; it must be positive"
-            )
+    require_positive(options.gb_per_s, "--gb-per-s")
+    require_positive(options.latency_us, "--latency-us")
     counts = _counts(options.counts)
     config = training_config(options)
     # The same for every count: what one process has must not shrink when there are two.

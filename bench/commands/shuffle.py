@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from bench.options import publish, say
+from bench.options import publish, require_writable, say
 from bench.shuffle import Plan, shuffle, table
 
 
@@ -37,6 +37,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _run(options: argparse.Namespace) -> int:
+    require_writable(options.out)
     plan = Plan(**{name: getattr(options, name) for name in Plan.__slots__})
     with tempfile.TemporaryDirectory(prefix="feedline-shuffle-") as folder:
         record = shuffle(plan, Path(folder), say)

@@ -5,13 +5,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from bench import grid
 from bench.grid import Backend
-from bench.options import find_device, positive, publish, require_positive, say, training_config
+from bench.options import (
+    find_device,
+    local_folder,
+    positive,
+    publish,
+    require_positive,
+    require_writable,
+    say,
+    training_config,
+    write,
+)
 from bench.report import picture, require_matplotlib, table
 from bench.roofline import roofline
 from bench.throughput import OWN, Plan, throughput
@@ -39,7 +49,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "which stage holds the others back. Data, crop, batch size and model come from a training recipe.",
     )
     add = command.add_argument
-    add("--data", type=Path, required=True, metavar="DATASET", help="folder made by `python -m shard build`")
+    add(
+        "--data",
+        type=local_folder,
+        required=True,
+        metavar="DATASET",
+        help="folder made by `python -m shard build`",
+    )
     add(
         "--preset",
         choices=("gpu",),
@@ -78,6 +94,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _run(options: argparse.Namespace) -> int:
     require_matplotlib()
     _fill_in(options)
+    require_writable(options.out / "throughput.json")
     device = find_device(options.device)
     plan = _plan(options, device)
     axes = (
@@ -100,14 +117,16 @@ def _grid(
     device: torch.device,
     axes: tuple[list[int], list[int], list[Backend]],
 ) -> int:
-    records = {}
+    cells: dict[str, Any] = {}
+    record = {"benchmark": "throughput-grid", "cells": cells}
     for name, cell in grid.cells(plan, *axes):
         say(f"cell {name}")
-        records[name] = throughput(cell, device, say)
-        options.out.mkdir(parents=True, exist_ok=True)
-        roofline(records[name], options.out / f"roofline-{name}.png")
-    record = {"benchmark": "throughput-grid", "cells": records}
-    publish(record, grid.table(records), as_json=options.json, file=options.out / "throughput-grid.json")
+        cells[name] = throughput(cell, device, say)
+        write(
+            record, options.out / "throughput-grid.json"
+        )  # a cell that fails does not take the others with it
+        roofline(cells[name], options.out / f"roofline-{name}.png")
+    publish(record, grid.table(cells), as_json=options.json, file=options.out / "throughput-grid.json")
     return 0
 
 
@@ -132,8 +151,15 @@ def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
     stages = tuple(name.strip() for name in chosen.split(",") if name.strip())
     if unknown := [name for name in stages if name not in OWN]:
         raise FeedlineError(f"--stages has {unknown[0]!r}; choose out of {', '.join(OWN)}")
+    if len(set(stages)) < max(1, len(stages)):
+        raise FeedlineError(f"--stages is {chosen!r}; name stages, each once, out of {', '.join(OWN)}")
     if "copy" in stages and not gpu:
         raise FeedlineError("--stages has 'copy', which is to a GPU, and the device is cpu; leave it out")
+    if options.cold and options.peers:
+        raise FeedlineError(
+            "--cold and --peers are given together, but DALI's reader maps the shards, which then stay in memory, and "
+            "torchvision reads copies of the images; leave one of them out"
+        )
     require_positive(options.seconds)
     return Plan(
         config=training_config(options),

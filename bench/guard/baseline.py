@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shard.errors import FeedlineError
+from train.whole import whole
 
 FORMAT = 1
 _SAME_BYTES = 0.1  # images of another size or compression are another workload
@@ -90,7 +91,7 @@ def save(file: Path, baseline: Baseline) -> None:
     """Write the baseline of a class, and keep those of the others.
 
     Raises:
-        FeedlineError: the file holds something else.
+        FeedlineError: the file holds something else, or cannot be written.
     """
     classes = _read(file) if file.exists() else {}
     classes[baseline.name] = {
@@ -99,8 +100,8 @@ def save(file: Path, baseline: Baseline) -> None:
         "environment": baseline.environment,
         "runs": baseline.runs,
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"format": FORMAT, "classes": classes}, indent=1, sort_keys=True) + "\n")
+    with whole(file) as part:
+        part.write_text(json.dumps({"format": FORMAT, "classes": classes}, indent=1, sort_keys=True) + "\n")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from bench.measure import Series, measure, ratio
+from bench.intervals import ratio_interval
+from bench.measure import Series, measure
+from bench.page_cache import state
 from bench.peers import OURS, PEERS, entry
 from bench.peers.augment import operations_per_image, resolve
 from bench.peers.base import Job
@@ -67,7 +69,8 @@ def compare(contest: Contest, device: torch.device, say: Callable[[str], None]) 
     for name in contest.only:
         entry(name)
     augment = resolve(contest.augment) if contest.augment is not None else None
-    samples = len(Dataset.open(contest.data).split(contest.split))
+    split = Dataset.open(contest.data).split(contest.split)
+    samples, size_bytes = len(split), sum(split.shard_bytes)
     if samples < contest.batch_size:
         raise FeedlineError(
             f"{contest.data} has {samples} images in split {contest.split}, less than a batch of "
@@ -91,7 +94,7 @@ def compare(contest: Contest, device: torch.device, say: Callable[[str], None]) 
         "settings": {
             "dataset": str(contest.data), "split": contest.split, "samples": samples, "size": contest.size,
             "batch_size": contest.batch_size, "threads": contest.threads, "device": str(device), "augment": augment,
-            "repeats": contest.repeats, "seconds": contest.seconds, "page_cache": "hot",
+            "repeats": contest.repeats, "seconds": contest.seconds, "page_cache": state(size_bytes),
         },
         "peers": rows,
         "left_out": field.left_out,
@@ -183,8 +186,14 @@ class _Field:
 
 
 def _figures(one: Series, ours: Series) -> dict[str, Any]:
+    gain = ratio_interval(ours.images_per_s, one.images_per_s)
     return {
         "images_per_s": [round(rate, 1) for rate in one.images_per_s],
         "cpu_s_per_1000": [round(seconds, 3) for seconds in one.cpu_s],
-        "ours_over_peer": round(ratio(ours, one), 3),
+        "ours_over_peer": round(gain.value, 3),
+        "ours_over_peer_interval": {
+            "low": round(gain.low, 3),
+            "high": round(gain.high, 3),
+            "confidence": round(gain.confidence, 4),
+        },
     }

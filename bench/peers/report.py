@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from bench.peers import OURS
-from bench.report import require_matplotlib
+from bench.report import aligned, require_matplotlib, save
 
 _OURS, _OTHERS, _DIFFERENT = "#1b6ca8", "#c5c5c5", "#e3c9a8"
 
@@ -26,19 +26,12 @@ def table(record: dict[str, Any]) -> str:
             f"{median(rates):,.0f}",
             f"{min(rates):,.0f} – {max(rates):,.0f}",
             f"{median(peer['cpu_s_per_1000']):.2f}",
-            "" if peer["name"] == OURS else f"{peer['ours_over_peer']:.2f}",
+            "" if peer["name"] == OURS else f"{peer['ours_over_peer']:.2f}{_between(peer)}",
             "yes" if peer["antialias"] else "no",
             peer["output"],
         ]
         rows.append(row + (["" if operations is None else f"{operations:.2f}"] if augmented else []))
-    left = (0, 6)  # columns of text
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = aligned(rows, left=(0, 6))  # columns of text
     lines += ["", *(f"* {p['title']}: {'; '.join(p['differences'])}" for p in peers if p["differences"])]
     lines += [f"{p['title']}: {versions(p)}{'; ' + p['note'] if p['note'] else ''}" for p in peers]
     lines += ["", *(f"left out: {p['title']}: {p['why']}" for p in record["left_out"])]
@@ -46,8 +39,8 @@ def table(record: dict[str, Any]) -> str:
 
 
 def ranked(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The peers, fastest first."""
-    return sorted(record["peers"], key=lambda peer: -median(peer["images_per_s"]))
+    """The peers, fastest first: by their ratios to ours, as they were not measured at the same time."""
+    return sorted(record["peers"], key=lambda peer: float(peer["ours_over_peer"]))
 
 
 def versions(peer: dict[str, Any]) -> str:
@@ -65,7 +58,15 @@ def verdict(record: dict[str, Any]) -> str:
         names = ", ".join(f"{p['title']} ({1 / p['ours_over_peer']:.2f} × ours)" for p in ahead)
         return f"Not first: ahead of ours {'is' if len(ahead) == 1 else 'are'} {names}."
     second = min(others, key=lambda p: p["ours_over_peer"])
-    return f"Ours is first: {second['ours_over_peer']:.2f} × the next, {second['title']}."
+    surely = second.get("ours_over_peer_interval", {}).get("low", 1.0) >= 1
+    first = "Ours is first" if surely else "Ours is first, but not surely"
+    return f"{first}: {second['ours_over_peer']:.2f} ×{_between(second)} the next, {second['title']}."
+
+
+def _between(peer: dict[str, Any]) -> str:
+    """The interval of a ratio; records of old have none."""
+    one = peer.get("ours_over_peer_interval")
+    return f" ({one['low']:.2f} – {one['high']:.2f})" if one else ""
 
 
 def picture(record: dict[str, Any], path: Path) -> None:
@@ -113,8 +114,7 @@ def picture(record: dict[str, Any], path: Path) -> None:
         f"{work}   ·   batches of {settings['batch_size']}   ·   {settings['threads']} threads or workers{different}",
         fontsize=9, color="#444444", loc="left",
     )  # fmt: skip
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _main_version(peer: dict[str, Any], environment: dict[str, Any]) -> str:

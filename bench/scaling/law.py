@@ -89,12 +89,14 @@ class Extrapolated:
         value: speed-up; None where two measured counts leave it open between two assumptions.
         low: lower end of the interval.
         high: upper end.
+        confidence: of the interval, 0.95 at most; 0 from a single repeat, which says nothing about the others.
     """
 
     count: int
     value: float | None
     low: float
     high: float
+    confidence: float
 
 
 def speedups(rates: Mapping[int, Sequence[float]], chosen: Sequence[int] | None = None) -> dict[int, float]:
@@ -110,6 +112,9 @@ def speedups(rates: Mapping[int, Sequence[float]], chosen: Sequence[int] | None 
 
 def extrapolate(rates: Mapping[int, Sequence[float]], counts: Sequence[int]) -> list[Extrapolated]:
     """Speed-ups at `counts`, with 95 % intervals from a bootstrap over repeats (Efron, 1979).
+
+    A bootstrap knows no values beyond those of the repeats, all of which n enclose a median with 1 - 2 ** (1 - n): the
+    confidence that is told for few repeats.
 
     With a single count above 1 the interval reaches from the pessimistic to the optimistic law of `extremes`, and
     there is no value.
@@ -133,6 +138,7 @@ def extrapolate(rates: Mapping[int, Sequence[float]], counts: Sequence[int]) -> 
             None if best is None else best.speedup(n),
             float(np.percentile([low.speedup(n) for low, _ in pairs], _PERCENT[0])),
             float(np.percentile([high.speedup(n) for _, high in pairs], _PERCENT[1])),
+            min(0.95, 1 - 2 ** (1 - repeats)),
         )
         for n in counts
     ]

@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from bench.long_epochs import with_long_epochs
 from bench.scaling.network import Measured
-from bench.stages import endless_batches
+from bench.stages import endless_batches, synchronize, train_on
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.build import make_step
@@ -38,7 +38,6 @@ PROGRESS = "scaling: "  # what a line of progress begins with
 _TIMEOUT = timedelta(seconds=300)
 _WARM_STEPS, _LEAST_STEPS, _DRAIN = 3, 4, 4
 _ALL_REDUCES = 11
-_EPOCH_STEPS = 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +94,7 @@ def measure_ranks(job: Job, ranks: Ranks) -> dict[str, Any] | None:
             f"--counts asks for {max(job.counts)} × {job.unit} processes, but torchrun started {ranks.size}"
         )
     if job.device == "cpu":
-        torch.set_num_threads(
-            1
-        )  # the same for every count, so that a process is the same amount of work power
+        torch.set_num_threads(1)  # the same for every count, so that a process is as much to work with
     else:
         torch.cuda.set_device(ranks.local_rank)
     rates: dict[int, list[float]] = {count: [] for count in job.counts}
@@ -163,7 +160,7 @@ def _train(job: Job, group: _Group) -> tuple[float, int]:
     batch = config.input.batch_size * (1 if job.strong else world.size)
     config = replace(config, input=replace(config.input, batch_size=batch))
     assert config.data is not None
-    dataset = with_long_epochs(Dataset.open(config.data), config.input.train_split, _EPOCH_STEPS * batch)
+    dataset = with_long_epochs(Dataset.open(config.data), config.input.train_split, batch)
     step = make_step(config, len(dataset.classes), world)
     step.train()
     with train_loader(config.input, dataset, config.seed, 1, world) as loader:
@@ -174,11 +171,8 @@ def _train(job: Job, group: _Group) -> tuple[float, int]:
         def train(steps: int) -> float:
             began = time.perf_counter()
             for _ in range(steps):
-                batch = next(batches)
-                step.forward_backward(batch.images, batch.labels, batch.valid)
-                step.update(1e-3)
-            if world.device.type == "cuda":
-                torch.cuda.synchronize()
+                train_on(step, next(batches))
+            synchronize(world.device)
             return time.perf_counter() - began
 
         train(_WARM_STEPS)

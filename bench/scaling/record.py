@@ -19,8 +19,8 @@ from train.environment import environment
 RESNET50_BYTES = 25_557_032 * 4  # parameters of ResNet-50 with 1,000 classes, gradients in fp32
 
 
-def make_record(plan: Plan, measured: dict[str, Any]) -> dict[str, Any]:
-    """Fit, extrapolate and simulate what was measured; see `measure_ranks`."""
+def make_record(plan: Plan, measured: dict[str, Any], page_cache: str) -> dict[str, Any]:
+    """Fit, extrapolate and simulate what was measured; see `measure_ranks` and `page_cache.state`."""
     rates = {int(count): values for count, values in measured["images_per_s"].items()}
     ahead = _ahead(plan)
     network, points = None, [Measured(**point) for point in measured["all_reduces"]]
@@ -37,7 +37,7 @@ def make_record(plan: Plan, measured: dict[str, Any]) -> dict[str, Any]:
             "work": "loader alone" if plan.over == "threads" else "training on real data",
             "repeats": plan.repeats,
             "seconds": plan.seconds,
-            "page_cache": "hot",
+            "page_cache": page_cache,
             "omp_threads": None if plan.over == "threads" or cuda else 1,
             "config": to_dict(plan.config),
         },

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.report import require_matplotlib
+from bench.report import aligned, require_matplotlib, save
 from bench.scaling.law import Law
 from bench.scaling.network import Network
 
@@ -31,7 +31,7 @@ def table(record: dict[str, Any]) -> str:
                 f"{n}",
                 "" if value is None else f"{value * one:,.0f}",
                 "" if value is None else f"{value:.2f}",
-                f"{ahead['low']:.2f} – {ahead['high']:.2f} (95%)",
+                f"{ahead['low']:.2f} – {ahead['high']:.2f} ({ahead['confidence']:.0%})",
                 f"{ahead['low'] / n:.0%} – {ahead['high'] / n:.0%}" if value is None else f"{value / n:.0%}",
                 "extrapolated",
             )
@@ -39,7 +39,7 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         f"{settings['work']}, {settings['mode']} scaling over {unit}",
         "",
-        *_aligned(rows),
+        *aligned(rows),
         "",
         law_text(record),
     ]
@@ -94,16 +94,11 @@ def _scenario(scenario: dict[str, Any]) -> list[str]:
         )
         for p in scenario["points"]
     ]
-    return [head, about, *_aligned(rows)]
+    return [head, about, *aligned(rows)]
 
 
 def _gb_per_s(beta_s: float) -> str:
     return f"{1e-9 / beta_s:,.2f} GB/s" if beta_s else "no limit of bandwidth seen"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def picture(record: dict[str, Any], path: Path) -> None:
@@ -131,8 +126,7 @@ def picture(record: dict[str, Any], path: Path) -> None:
         f"{machine} · {settings['work']}, {work}{images['size']} px, batch {images['batch_size']}, {settings['mode']}",
         fontsize=11,
     )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _draw_speedups(axes: Any, record: dict[str, Any]) -> None:
@@ -155,7 +149,7 @@ def _draw_speedups(axes: Any, record: dict[str, Any]) -> None:
             linewidth=0, label="law through two points: between its two extremes",
         )  # fmt: skip
     for p in ahead:
-        label = "extrapolated, 95 % interval" if p is ahead[0] else None
+        label = "extrapolated, with its interval" if p is ahead[0] else None
         axes.plot([p["count"]] * 2, [p["low"], p["high"]], color=_LAW, marker="_", markersize=9, label=label)
     for scenario, colour in zip(record["simulated"], _SIMULATED, strict=False):
         x = [p["count"] for p in scenario["points"]]

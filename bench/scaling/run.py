@@ -17,6 +17,8 @@ import torch
 
 from bench.long_epochs import with_long_epochs
 from bench.measure import measure
+from bench.page_cache import state
+from bench.processes import running
 from bench.scaling.plan import Plan
 from bench.scaling.ranks import PROGRESS, Job, Ranks, measure_ranks
 from bench.scaling.record import make_record
@@ -27,7 +29,6 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 
 Say = Callable[[str], None]
-_EPOCH_STEPS = 5000
 
 
 def scaling(plan: Plan, say: Say) -> dict[str, Any] | None:
@@ -38,23 +39,21 @@ def scaling(plan: Plan, say: Say) -> dict[str, Any] | None:
     """
     if plan.config.data is None:
         raise FeedlineError("data is missing; give --data DATASET")
-    Dataset.open(plan.config.data).split(plan.config.input.train_split)  # before anything is started
+    split = Dataset.open(plan.config.data).split(plan.config.input.train_split)  # before anything is started
     if plan.over == "threads":
         measured: dict[str, Any] | None = {"images_per_s": _threads(plan, say), "all_reduces": []}
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         measured = measure_ranks(_job(plan, int(os.environ["LOCAL_WORLD_SIZE"])), Ranks.join())
     else:
         measured = _torchrun(plan, say)
-    return None if measured is None else make_record(plan, measured)
+    return None if measured is None else make_record(plan, measured, state(sum(split.shard_bytes)))
 
 
 def _threads(plan: Plan, say: Say) -> dict[str, list[float]]:
     """Images/s of the loader alone by number of decoding threads."""
     config = plan.config.input
     assert plan.config.data is not None
-    dataset = with_long_epochs(
-        Dataset.open(plan.config.data), config.train_split, _EPOCH_STEPS * config.batch_size
-    )
+    dataset = with_long_epochs(Dataset.open(plan.config.data), config.train_split, config.batch_size)
     with ExitStack() as stack:
         stages = []
         for count in plan.counts:
@@ -93,10 +92,13 @@ def _torchrun(plan: Plan, say: Say) -> dict[str, Any]:
         command += ["--nproc-per-node", str(number), "-m", "bench.scaling.ranks", str(job), str(out)]
         say(f"starting {number} processes with torchrun")
         lines: list[str] = []
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        with running(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            errors="replace",
             env=_environment(plan),
-        ) as process:  # fmt: skip
+        ) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 lines.append(line.strip())

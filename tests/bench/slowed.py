@@ -10,7 +10,6 @@ from typing import Any
 import torch.nn.functional
 
 import bench.__main__
-import loader.loader
 import loader.reader
 import loader.torch_backend
 import train.step
@@ -28,13 +27,12 @@ def plant(kind: str, put: Put = setattr) -> None:
     if kind == "reader":
         _before(put, loader.reader._File, "read", lambda: time.sleep(READ_SLEEP_S))
     elif kind == "threads":
-        init = loader.loader.Loader.__init__
+        init = loader.torch_backend.TorchBackend.__init__
 
-        def halved(self: Any, *args: Any, **kwargs: Any) -> None:
-            init(self, *args, **kwargs)
-            self._threads = max(1, self._threads // 2)
+        def halved(self: Any, device: Any, threads: int, *rest: Any) -> None:
+            init(self, device, max(1, threads // 2), *rest)
 
-        put(loader.loader.Loader, "__init__", halved)
+        put(loader.torch_backend.TorchBackend, "__init__", halved)
     elif kind == "resize":
         _twice(put)
     elif kind == "step":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -158,14 +159,23 @@ def test_the_search_finds_the_last_that_passes(true: int, estimate: int, most: i
 
 
 def test_repeated_rows_get_other_crops(dataset: Dataset) -> None:
-    split, once = with_long_epochs(dataset, "train", 200).split("train"), dataset.split("train")
-    assert len(split) == 4 * len(once)
+    split, once = with_long_epochs(dataset, "train", 8).split("train"), dataset.split("train")
+    assert len(split) == 127 * len(once)  # the least that has 8,000
     assert split.key(len(once) + 3) == once.key(3)
     assert split.offset[len(once) + 3] == once.offset[3]
     ids = [3, len(once) + 3]
     first, second = RandomResizedCrop(size=32).params(0, 0, ids, split.width[ids], split.height[ids]).window
     assert first.tolist() != second.tolist()
-    assert len(with_long_epochs(dataset, "train", 10).split("train")) == len(once)
+
+
+def test_large_batches_do_not_make_a_large_index(dataset: Dataset) -> None:
+    def samples(global_batch: int) -> int:
+        return with_long_epochs(dataset, "train", global_batch).times * 63
+
+    assert samples(400) >= 1000 * 400
+    assert 2_000_000 <= samples(8 * 400) < 2_000_063
+    assert samples(1_000_000) >= 100 * 1_000_000
+    assert with_long_epochs(replace(dataset), "val", 1).times == -(-1000 // 21)
 
 
 def test_verdicts() -> None:

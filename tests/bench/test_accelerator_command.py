@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -93,7 +98,10 @@ def test_the_check_at_five_demands(
         (["--like", "h100-resnet50", "--step-ms", "3"], "--like, --step-ms are given together"),
         (["--images-per-s", "0"], "--images-per-s is 0.0; it must be positive"),
         (["--check", "1,fast"], "--check has 'fast'; it takes positive numbers"),
-        (["--hold", "100"], "--hold is 100.0; it must be positive, and belongs to --check"),
+        (["--hold", "100"], "--hold is given without --check"),
+        (["--hold", "0", "--check", "1"], "--hold is 0.0; it must be positive"),
+        (["--step-ms", "inf"], "--step-ms is inf; it must be positive"),
+        (["--check", "1,inf"], "--check has 'inf'; it takes positive numbers"),
         (["--accelerators", "17"], "--accelerators is 17, more than --most 16"),
         (["--split", "test"], "has no split 'test'; it has train, val"),
         (["--seconds", "-1"], "--seconds is -1.0; it must be positive"),
@@ -108,9 +116,30 @@ def test_mistakes_end_in_one_line(
     assert message in error[-1]
 
 
+class Thread(threading.Thread):
+    """In place of a process, which needs seconds to start."""
+
+    exitcode = None
+
+    def __init__(self, target: Any, args: tuple[Any, ...], daemon: bool) -> None:
+        pipe, *rest = args  # a process has a copy of its own, which the parent does not close
+        super().__init__(target=target, args=(Connection(os.dup(pipe.fileno())), *rest), daemon=daemon)
+
+    def terminate(self) -> None:
+        """The pipe is closed next, which ends it."""
+
+    kill = terminate
+
+
 def test_a_loader_that_fails_is_named(
-    dataset: Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    dataset: Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    threads = SimpleNamespace(
+        Barrier=threading.Barrier, Value=lambda kind, value: SimpleNamespace(value=value),
+        Array=lambda kind, size, lock: [0.0] * size, Pipe=Pipe, Process=Thread,
+    )  # fmt: skip
+    monkeypatch.setattr("bench.accelerator_ranks.multiprocessing.get_context", lambda kind: threads)
+    monkeypatch.setattr("bench.accelerator_ranks.signal.signal", lambda number, handler: None)
     root = tmp_path / "damaged"
     root.mkdir()
     for path in dataset.root.rglob("*"):

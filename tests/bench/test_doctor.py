@@ -7,20 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bench.__main__ import main
 from bench.bottleneck import BOTTLENECKS, Costs, judge
+from bench.doctor import Plan, diagnose
 from bench.doctor_record import suggestion
 from bench.prescription import prescription
 from bench.remedies import Change, Remedies, Setup, fewer_operations
 from bench.samples import Sample, pack, take_sample
 from bench.slow_server import SlowServer
-from bench.storage import Fetch, drop_pages
+from bench.storage import Fetch
 from shard.dataset import Dataset
 from tests.bench.planted import TINY, slow_link
 from tests.bench.test_bottleneck import CPU
 from train.config import Config
 from train.inputs import InputConfig
+from train.model import ModelConfig
 
 
 def test_a_slow_link_is_found_and_the_words_say_so(
@@ -66,6 +69,11 @@ def sample(dataset: Dataset, tmp_path: Path) -> Sample:
     return take_sample(dataset, dataset.split("train"), 100, tmp_path)
 
 
+AS_IT_IS = Setup(
+    config=Config(data="somewhere", input=InputConfig(batch_size=8, size=16, augment="rand-m9-n2-p1"))
+)
+
+
 def suggestions(
     sample: Sample,
     tmp_path: Path,
@@ -75,8 +83,8 @@ def suggestions(
     backend: str = "torch",
     **images: object,
 ) -> list[Change]:
-    config = Config(data="somewhere", input=InputConfig(**{"batch_size": 8, "size": 16, **images}))  # type: ignore[arg-type]
-    found = Remedies(Setup(config=config), sample, tmp_path, backend=backend, gpu=gpu, compilation=False)
+    setup = AS_IT_IS.input(**images)
+    found = Remedies(setup, sample, tmp_path, backend=backend, gpu=gpu, compilation=False)
     return found.against(judge([costs]), costs)
 
 
@@ -92,11 +100,10 @@ COSTS = {
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
 def test_every_bottleneck_has_something_to_try(sample: Sample, tmp_path: Path, bottleneck: str) -> None:
     assert COSTS[bottleneck].bottleneck() == bottleneck
-    found = suggestions(sample, tmp_path, COSTS[bottleneck], augment="rand-m9-n2-p1")
+    found = suggestions(sample, tmp_path, COSTS[bottleneck])
     assert any(change.setup is not None for change in found)
     assert all(change.setup is not None or change.rests_on for change in found)
-    for change in found:
-        assert change.setup is None or change.setup != Setup(config=Config(data="somewhere"))
+    assert all(change.setup != AS_IT_IS for change in found)
 
 
 def test_what_is_suggested_fits_the_training(sample: Sample, tmp_path: Path) -> None:
@@ -162,10 +169,23 @@ def test_a_store_is_read_without_leaving_anything_behind(dataset: Dataset, tmp_p
     assert images == 4 * 63
 
 
-def test_pages_are_dropped_without_harm(dataset: Dataset) -> None:
-    split = dataset.split("train")
-    drop_pages(split)
-    assert len(take_sample(dataset, split, 5, Path()).encoded) == 5
+def test_a_cold_page_cache_is_cold_for_training_too(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evicted: list[str] = []
+    monkeypatch.setattr("bench.page_cache.evict", lambda split: evicted.append("measurement"))
+    monkeypatch.setattr("bench.page_cache.resident_share", lambda split: 0.0)
+    monkeypatch.setattr("bench.doctor.evict", lambda split: evicted.append("epoch"))
+    config = Config(
+        data=str(dataset.root), input=InputConfig(batch_size=32, size=16), model=ModelConfig(arch=TINY)
+    )
+    plan = Plan(config=config, repeats=1, seconds=0.001, page_cache="cold", verify=False)
+    record = diagnose(plan, torch.device("cpu"), lambda text: None)
+    assert record["settings"]["page_cache"] == "cold: evicted before every measurement"
+    assert evicted.count("measurement") == len(record["stages"])
+    # An epoch is one batch: training has at least two rounds of a lead-in of six and a step.
+    assert evicted.count("epoch") >= 2 * 7
+    assert 0 <= record["waits"]["read_wait_share"] <= record["waits"]["wait_share"] <= 1
 
 
 def test_a_suggestion_is_made_only_where_the_interval_says_so() -> None:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.intervals import median_interval, ratio_interval
+from bench.intervals import median_interval, ratio_figures, ratio_interval
+from bench.report import ratio_lines
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,15 @@ def test_coverage_of_skewed_noise() -> None:
 def test_ratios_are_taken_within_repeats() -> None:
     found = ratio_interval([2, 20, 200], [1, 10, 100])
     assert (found.low, found.value, found.high) == (2, 2, 2)
+    # The machine slows down threefold in the second repeat: ratios of medians would say otherwise.
+    assert ratio_interval([300, 100, 310], [100, 50, 155]).value == 2
+
+
+def test_a_record_has_a_ratio_and_its_interval() -> None:
+    found = ratio_figures({"a / b": ([3, 2, 8, 5], [1, 1, 2, 1])})
+    assert found["ratios"] == {"a / b": 3.5}
+    assert found["ratio_intervals"] == {"a / b": {"low": 2, "high": 5, "confidence": 0.875}}
+    assert ratio_lines(found) == ["a / b: 3.500 (2.000 – 5.000, 88%)"]
 
 
 def test_no_values() -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bench.measure import Series, cpu_seconds, measure, ratio
+from bench.measure import cpu_seconds, measure
 
 
 class Fake:
@@ -50,13 +50,6 @@ def test_rates_and_cpu_time_are_per_image() -> None:
     assert one.mb_per_s[0] == pytest.approx(one.images_per_s[0] * 100 / 1e6)
     assert one.step_ms[0] >= 2
     assert 0 <= one.cpu_s[0] < 1
-
-
-def test_ratio_is_the_median_of_ratios_within_repeats() -> None:
-    # The machine slows down threefold in the second repeat: ratios of medians would say otherwise.
-    above = Series("a", "a", images_per_s=[300, 100, 310])
-    below = Series("b", "b", images_per_s=[100, 50, 155])
-    assert ratio(above, below) == 2
 
 
 def test_the_cpu_time_of_children_is_counted() -> None:

@@ -276,6 +276,17 @@ def test_the_table_ranks_and_names_versions_differences_and_absentees() -> None:
     assert lines[-1] == "Ours is first: 1.25 × the next, title of ffcv."
 
 
+def test_who_is_faster_is_told_by_the_ratios() -> None:
+    found = record(feedline=1000, timm=500, ffcv=800)
+    found["peers"][1] |= {  # measured when the machine was slow: 500 images/s, but nearly as many as ours then
+        "ours_over_peer": 1.02, "ours_over_peer_interval": {"low": 0.97, "high": 1.07, "confidence": 0.94},
+    }  # fmt: skip
+    lines = table(found).splitlines()
+    assert [line.split()[2] for line in lines[1:4]] == ["feedline", "timm", "ffcv"]
+    assert "1.02 (0.97 – 1.07)" in lines[2]
+    assert lines[-1] == "Ours is first, but not surely: 1.02 × (0.97 – 1.07) the next, title of timm."
+
+
 def test_the_verdict_says_when_ours_is_not_first() -> None:
     assert verdict(record(feedline=1000, timm=1250, ffcv=800)) == (
         "Not first: ahead of ours is title of timm (1.25 × ours)."

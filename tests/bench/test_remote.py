@@ -38,3 +38,20 @@ def test_both_are_measured(dataset: Dataset, tmp_path: Path, capsys: pytest.Capt
 def test_a_cache_too_small_is_one_line(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["remote", "--data", str(dataset.root), "--cache-share", "0.1"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: this order reads shards of")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "resnet5000"], "--model is 'resnet5000', which timm does not have"),
+        (["--latency-s", "-1"], "--latency-s is -1.0; it cannot be negative"),
+        (["--mb-per-s", "0"], "--mb-per-s is 0.0; it must be positive"),
+        (["--cache-share", "nan"], "--cache-share is nan; it must be positive"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert main(["remote", "--data", str(dataset.root), *flags]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

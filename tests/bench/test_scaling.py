@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed import HashStore
 
 from bench.__main__ import main
 from bench.accelerator import PRESETS
+from bench.scaling import ranks
 from bench.scaling.law import Law, extrapolate, extremes, fit, speedups
 from bench.scaling.network import Measured, Network, Scenario, fit_network, simulate, worst_error
 from bench.scaling.plan import Plan
 from bench.scaling.record import make_record
 from bench.scaling.report import picture, table
+from bench.scaling.run import _last_words
 from shard.dataset import Dataset
+from shard.errors import FeedlineError
 from train.config import Config
 from train.inputs import InputConfig
 from train.model import ModelConfig
@@ -62,6 +70,13 @@ def test_two_counts_leave_it_open() -> None:
     assert ahead.value is None
     assert ahead.low == pytest.approx(low.speedup(8))
     assert ahead.high == pytest.approx(high.speedup(8))
+    assert ahead.confidence == 0.75  # of three repeats
+
+
+@pytest.mark.parametrize(("repeats", "confidence"), [(1, 0.0), (5, 0.9375), (9, 0.95)])
+def test_few_repeats_are_not_sold_as_sure(repeats: int, confidence: float) -> None:
+    (ahead,) = extrapolate({n: [100.0 * n] * repeats for n in (1, 2, 4)}, [8])
+    assert ahead.confidence == confidence
 
 
 @settings(max_examples=30)
@@ -156,7 +171,7 @@ def measured(counts: tuple[int, ...], law: Law) -> dict[str, object]:
 
 def test_a_record_says_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
     plan = make_plan(like=("h100-resnet50", PRESETS["h100-resnet50"]))
-    record = json.loads(json.dumps(make_record(plan, measured((1, 2, 4), Law(0.1, 0.01)))))
+    record = json.loads(json.dumps(make_record(plan, measured((1, 2, 4), Law(0.1, 0.01)), "hot")))
     assert [p["kind"] for p in record["points"]] == ["measured"] * 3
     assert [(p["kind"], p["count"]) for p in record["extrapolated"]] == [
         ("extrapolated", 8),
@@ -180,7 +195,7 @@ def test_a_record_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
 
 def test_two_points_are_not_sold_as_a_fit(tmp_path: Path) -> None:
     record = json.loads(
-        json.dumps(make_record(make_plan(counts=(1, 2), to=8), measured((1, 2), Law(0.1, 0.0))))
+        json.dumps(make_record(make_plan(counts=(1, 2), to=8), measured((1, 2), Law(0.1, 0.0)), "hot"))
     )
     assert not record["law"]["determined"]
     assert [p["value"] for p in record["extrapolated"]] == [None, None]
@@ -192,7 +207,7 @@ def test_two_points_are_not_sold_as_a_fit(tmp_path: Path) -> None:
 
 
 def test_one_point_is_only_a_point(tmp_path: Path) -> None:
-    record = json.loads(json.dumps(make_record(make_plan(counts=(1,)), measured((1,), Law(0, 0)))))
+    record = json.loads(json.dumps(make_record(make_plan(counts=(1,)), measured((1,), Law(0, 0)), "hot")))
     assert record["law"] is None
     assert record["extrapolated"] == record["simulated"] == []
     assert "nothing to fit" in table(record)
@@ -244,11 +259,40 @@ def test_gpus(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_what_a_rank_says_is_the_error(
-    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A rank that fails here, in place of the processes that torchrun would start."""
+
+    @contextmanager
+    def rank(words: list[str], **_: object) -> Iterator[SimpleNamespace]:
+        with pytest.raises(FeedlineError):
+            ranks.main(words[-2:])
+        yield SimpleNamespace(stdout=["scaling: repeat 1\n", "a traceback\n"], returncode=1)
+
+    monkeypatch.setattr("bench.scaling.run.running", rank)
+    monkeypatch.setattr(ranks, "end_with_parent", lambda: None)
+    monkeypatch.setattr(ranks.Ranks, "join", lambda: ranks.Ranks(0, 1, 0, 1, HashStore()))
     flags = ["--over", "processes", "--counts", "1", "--model", "resnet5000"]
-    assert main(command(dataset, tmp_path / "out", *flags)) == 1
-    assert "failed: arch is 'resnet5000'" in capsys.readouterr().err.splitlines()[-1]
+    threads = torch.get_num_threads()
+    try:
+        assert main(command(dataset, tmp_path / "out", *flags)) == 1
+    finally:
+        torch.set_num_threads(threads)
+    *_, progress, error = capsys.readouterr().err.splitlines()
+    assert progress == "repeat 1"
+    assert "failed: arch is 'resnet5000'" in error
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["starting", "RuntimeError: no memory", "ChildFailedError: rank 1"], "RuntimeError: no memory"),
+        (["", "only this"], "only this"),
+        ([], "it said nothing"),
+    ],
+)
+def test_the_last_words_of_torchrun(lines: list[str], said: str) -> None:
+    assert _last_words(lines) == said
 
 
 @pytest.mark.parametrize(

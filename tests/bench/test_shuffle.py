@@ -85,8 +85,13 @@ def test_the_command_prints_and_writes_the_record(tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"shards": 300}, "--shards is 300; it must lie in 1 … 100"), ({"batch_size": 0}, "--batch-size is 0")],
+    [
+        ({"shards": 300}, "--shards is 300; it must lie in 1 … 100"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"buffer": 0}, "--buffer is 0; it must be at least 1"),
+        ({"seed": -1}, "--seed is -1; it must be at least 0"),
+    ],
 )
 def test_plans_that_cannot_be(change: dict[str, int], message: str) -> None:
     with pytest.raises(FeedlineError, match=message):
-        Plan(samples=200, **change)  # type: ignore[arg-type]
+        Plan(**{"samples": 200, "batch_size": 20} | change)

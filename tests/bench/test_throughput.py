@@ -1,22 +1,52 @@
 """The command as a user runs it, on a tiny dataset; what is measured, never how fast."""
 
 import json
-import os
+import mmap
+import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench import page_cache
 from bench.__main__ import main
 from bench.gpu import gpu_figures
-from bench.page_cache import advice
+from bench.page_cache import Eviction, advice, resident_share
+from bench.peers.base import Job
 from bench.stages import Copy
-from shard.dataset import Dataset
+from shard.dataset import Dataset, Split
 
 QUICK = ["--repeats", "1", "--seconds", "0.05", "--batch-size", "8", "--size", "32"]
 
 
-def test_throughput_end_to_end(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+class Stub:
+    """In place of `Isolated`, whose processes tests/bench/test_peers.py starts."""
+
+    output, note, lead_in = "", "", 1
+
+    def __init__(self, name: str, job: Job) -> None:
+        self.name, self.title, self.job = name, name, job
+
+    def make(self) -> None:
+        assert self.job.crop.size == 32
+
+    def step(self) -> tuple[int, int]:
+        time.sleep(0.001)
+        return self.job.batch_size, 0
+
+    def synchronize(self) -> None:
+        """Nothing runs."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def test_throughput_end_to_end(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.throughput.Isolated", Stub)
     arguments = [
         "throughput",
         "--data",
@@ -35,6 +65,7 @@ def test_throughput_end_to_end(dataset: Dataset, tmp_path: Path, capsys: pytest.
         "read", "decode", "loader_torch", "loader_dali", "dali", "torchvision", "synthetic", "real",
     ]  # fmt: skip
     assert record["default_loader"] == "loader_torch"
+    assert set(record["ratio_intervals"]) == set(record["ratios"])
     assert set(record["ratios"]) == {
         "loader / decode ceiling",
         "loader / plain DALI",
@@ -88,15 +119,9 @@ def test_chosen_stages_only(dataset: Dataset, tmp_path: Path, capsys: pytest.Cap
 def test_cold_evicts_before_every_measurement(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evicted: list[tuple[int, int]] = []
-    advise = os.posix_fadvise
-
-    def note(descriptor: int, offset: int, length: int, what: int) -> None:
-        if what == os.POSIX_FADV_DONTNEED:
-            evicted.append((offset, length))
-        advise(descriptor, offset, length, what)
-
-    monkeypatch.setattr(os, "posix_fadvise", note)
+    evicted: list[Split] = []
+    monkeypatch.setattr(page_cache, "evict", evicted.append)
+    monkeypatch.setattr(page_cache, "resident_share", lambda split: 0.0)
     words = [
         "throughput",
         "--data",
@@ -111,8 +136,29 @@ def test_cold_evicts_before_every_measurement(
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert settings["page_cache"] == "cold: evicted before every measurement"
     assert "only the first pass of a measurement is cold" in settings["page_cache_advice"]
-    # once per shard and stage, of one repeat; whole files
-    assert evicted == [(0, 0)] * (2 * len(dataset.split("train").shards))
+    assert [split.name for split in evicted] == ["train", "train"]  # once per stage, of one repeat
+
+
+def test_what_is_evicted_has_left_memory_and_what_stayed_is_told(dataset: Dataset, tmp_path: Path) -> None:
+    copy = Dataset.open(shutil.copytree(dataset.root, tmp_path / "copy"))
+    split = copy.split("train")
+    sizes = [path.stat().st_size for path in map(split.shard_path, range(len(split.shards)))]
+    for path in map(split.shard_path, range(len(split.shards))):
+        path.read_bytes()
+    assert resident_share(split) == 1
+    cold = Eviction(split)
+    cold()
+    if "tmpfs" in subprocess.run(["stat", "-fc%T", tmp_path], capture_output=True, text=True).stdout:
+        assert cold.state.startswith("not cold: ")  # there, nothing can be evicted
+        return
+    assert cold.state == "cold: evicted before every measurement"
+    with split.shard_path(0).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        mapped[:]
+        cold()
+    assert cold.stayed == pytest.approx(sizes[0] / sum(sizes), rel=0.01)
+    assert cold.state.startswith(
+        f"not cold: evicted before every measurement, but up to {cold.stayed:.0%} of"
+    )
 
 
 def test_data_greater_than_memory_needs_no_advice() -> None:
@@ -171,6 +217,10 @@ def test_the_gpu_tells_what_a_joule_gives(dataset: Dataset) -> None:
         (["--model", "resnet5000"], "arch is 'resnet5000'"),
         (["--device", "cuda"], "no usable CUDA GPU"),
         (["--preset", "gpu"], "--preset gpu needs a CUDA GPU"),
+        (["--stages", ""], "--stages is ''; name stages, each once"),
+        (["--stages", "read,read"], "--stages is 'read,read'; name stages, each once"),
+        (["--seconds", "nan"], "--seconds is nan; it must be positive"),
+        (["--cold", "--peers"], "--cold and --peers are given together"),
         (["--device", "cpu", "--stages", "copy"], "--stages has 'copy', which is to a GPU"),
         (["--resolutions", "32,big"], "--resolutions is '32,big': 'big' is not a whole number"),
         (["--backends", "tf"], "--backends is 'tf': 'tf' is none of auto, dali, torch"),
@@ -187,3 +237,22 @@ def test_mistakes_end_in_one_line(
     assert [line for line in error if line.startswith("error: ")] == error[-1:]
     assert message in error[-1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["throughput", "peers", "scaling", "accelerator", "doctor", "overhead", "remote"]
+)
+def test_where_no_result_can_be_written_nothing_is_measured(
+    command: str, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    more = ["--over", "threads"] if command == "scaling" else []
+    assert main([command, "--data", str(dataset.root), "--out", str(tmp_path / "file" / "out"), *more]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in line
+
+
+def test_a_url_is_not_taken_for_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["throughput", "--data", "http://127.0.0.1/x"])
+    assert "'http://127.0.0.1/x' is a URL" in capsys.readouterr().err

@@ -203,6 +203,7 @@ def _broken() -> dict[str, Odd]:
         "zero.JPEG": Odd(b"", "rejected: empty file"),
         "one-byte.jpg": Odd(b"\xff", "rejected: not an image"),
         "zeros.jpg": Odd(bytes(5000), "rejected: not an image"),
+        "phone.jpg": Odd(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "rejected: HEIC"),
         "text.JPEG": Odd(b"no picture at all\n" * 50, "rejected: not an image"),
         "error-page.jpg": Odd(b"<!doctype html><title>404 Not Found</title>", "rejected: not an image"),
         "vector.jpg": Odd(b'<svg xmlns="http://www.w3.org/2000/svg"/>', "rejected: not an image"),

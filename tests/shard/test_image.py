@@ -1,13 +1,14 @@
 """Every odd file has its expected fate, and nothing gets through that a decoder refuses."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from shard.errors import FeedlineError
-from shard.image import BadImageError, Checked, Policy, check
+from shard.image import BadImageError, Checked, NotAnImageError, Policy, TooManyPixelsError, check, size_of
 from tests.shard.fuzz import Decoders, fuzz
 from tests.shard.hostile import Odd, corpus, encoded, exif, picture
 
@@ -51,6 +52,28 @@ def test_mended_images_look_as_before(kind: str) -> None:
         limit = 0 if kind in ("trailing", "unterminated", "exif", "markers") else 3
         if name != "jpeg-inside.tiff" and kind != "markers":
             assert np.abs(before - after).mean() <= limit, name
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff\x00\x01"], ids=["sound", "markers-broken"])
+def test_thousands_of_scans_are_not_decoded(junk: bytes) -> None:
+    """Each takes a full pass over the pixels, and 14 bytes of the file."""
+    data = encoded(picture(), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2][:14]
+    assert check(data[:-2] + junk + scan * 100 + b"\xff\xd9").width == 130
+    with pytest.raises(BadImageError, match="scans, more than 200"):
+        check(data[:-2] + junk + scan * 300 + b"\xff\xd9")
+
+
+def test_size_by_the_header() -> None:
+    for name in ("baseline.jpg", "progressive.jpg", "png-in-disguise.JPEG", "damaged.jpg"):
+        assert size_of(CORPUS[name].data) == (130, 100)
+    with pytest.raises(NotAnImageError, match="not an image"):
+        size_of(b"text")
+    huge = bytearray(encoded(picture(), "BMP"))
+    huge[18:26] = struct.pack("<II", 60_000, 60_000)
+    for judge in (size_of, check):
+        with pytest.raises(TooManyPixelsError):
+            judge(bytes(huge))
 
 
 def test_sixteen_bits_become_eight() -> None:

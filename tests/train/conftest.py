@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from PIL import Image
 
 from shard.__main__ import main as shard_main
+from tests.train.judged import lively_run
+from train.trained import Trained, load_trained
 
 CLASSES = 6
 TRAIN, VAL = 20, 7  # images per class; 42 in val: no whole number of batches
@@ -35,6 +38,27 @@ def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(tile).save(folder / f"{i}.jpg", quality=95)
     assert shard_main(["build", str(root / "images"), str(root / "dataset"), "--workers", "1"]) == 0
     return root / "dataset"
+
+
+@pytest.fixture(scope="session")
+def lively_dir(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a network that tells the tiles apart."""
+    return lively_run(tmp_path_factory.mktemp("lively") / "run", dataset_dir)
+
+
+@pytest.fixture(scope="session")
+def lively(lively_dir: Path) -> Trained:
+    """That network, with two threads to decode."""
+    found = load_trained(lively_dir)
+    given = replace(found.config.input, loader_threads=2)
+    return replace(found, config=replace(found.config, input=given))
+
+
+@pytest.fixture(scope="session")
+def photos(dataset_dir: Path) -> list[bytes]:
+    """A tile of each class, as a file's bytes."""
+    folder = dataset_dir.parent / "images" / "val"
+    return [(folder / f"class{label}" / "2.jpg").read_bytes() for label in range(CLASSES)]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,10 +21,11 @@ from sklearn.preprocessing import StandardScaler
 from shard.__main__ import main as shard_main
 from train import before, checkpoint
 from train.__main__ import main
-from train.before import methods, probe_top1
+from train.before import methods
 from train.engine import Trainer
 from train.export.formats import load_safetensors
 from train.features import Features
+from train.probe import fit
 from train.telemetry import MEASURED
 from train.trained import load_trained
 
@@ -112,9 +113,23 @@ def test_before_and_after_stand_side_by_side(tuned: Path, capsys: pytest.Capture
         "step": 0,
     }
     show = before.table(found, summary["best_top1"], summary["best_epoch"], summary["samples"])
-    assert [line.split("  ")[0] for line in show.splitlines()] == [
+    assert [line.split("  ")[0] for line in show.splitlines()[:3]] == [
         "before, kNN", "before, linear probe", "after, best",
     ]  # fmt: skip
+    worse = before.table(found, 10.0, 1, 28)
+    assert "the training took something away" in worse
+    assert "took" not in before.table(found, 100.0, 1, 28)
+
+
+def test_a_new_head_starts_as_the_probe(trees: Path, source: Path, tuned: Path, tmp_path: Path) -> None:
+    text = (
+        f"--data {trees} --recipe finetune --pretrained {source} --arch test_efficientnet --device cpu --batch-size 8 "
+        f"--epochs 1 --precision fp32 --loader-threads 1 --drop-path 0 --lr 1e-9 --final-lr 0 --before none "
+        f"--keep-statistics --run-dir {tmp_path}"
+    )
+    assert main(text.split()) == 0
+    probe = json.loads((tuned / "summary.json").read_text())["before"]["top1"]["probe"]
+    assert json.loads((tmp_path / "summary.json").read_text())["best_top1"] == probe
 
 
 @pytest.mark.parametrize("stop", [3, EPOCH])
@@ -262,4 +277,4 @@ def test_the_probe_is_scikit_learns_logistic_regression() -> None:
         for part in (slice(200), slice(200, None))
     )
     assert 50 < theirs < 95
-    assert probe_top1(train, held_out, 4) == pytest.approx(theirs, abs=0.51)  # one sample
+    assert fit(train, 4).top1(held_out) == pytest.approx(theirs, abs=0.51)  # one sample

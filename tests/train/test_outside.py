@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import tarfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -117,7 +119,7 @@ def test_what_is_not_turned_is_told_once(
     Image.open(sideways).save(sideways.with_name("q.webp"), exif=Image.open(sideways).getexif())
     flags = ["predict", str(run), str(sideways.parent), "--device", "cpu"]
     for more, said in (
-        ([], rf"note: not turned upright .*: 2 images \({sideways} …\); --exif apply turns them\n"),
+        ([], rf"note: 2 images are not upright \({sideways} …\), .*; --exif apply turns them\n"),
         (["--exif", "strip"], ""),
         (["--exif", "apply"], ""),
     ):
@@ -158,6 +160,19 @@ def test_datasets_and_shards_hold_images(
     assert isinstance(load_image(f"{server.url}/none.jpg", Policy()), Bad)
 
 
+def test_patterns_of_shards_in_a_bucket(
+    dataset_dir: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"{s3}/{uuid.uuid4().hex}"
+    fs, inside = fsspec.core.url_to_fs(url)
+    fs.put(str(dataset_dir), inside, recursive=True)
+    far = packed(Dataset.open(dataset_dir), url)
+    assert every(url) == far
+    assert every(f"{url}/val/*.tar") == [one for one in far if "/val/" in one.name]
+    assert every(f"{url}/none/*.tar") == [Bad(f"{url}/none/*.tar", "no shard matches this pattern")]
+
+
 def make_tar(path: Path, members: Sequence[tuple[str, bytes]], mode: str = "w") -> None:
     with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
         for name, content in members:
@@ -180,6 +195,7 @@ def test_shards_of_others(tmp_path: Path) -> None:
     for shard in ("plain.tar", "packed.tar.gz"):
         wanted = [Given(f"{tmp_path}/{shard}/{name}", b"%d" % i) for i, name in enumerate(names, start=1)]
         assert every(tmp_path / shard) == wanted
+    assert every(tmp_path / "pl*") == every(tmp_path / "plain.tar")
     (none,) = every(tmp_path / "texts.tar")
     assert none == Bad(f"{tmp_path}/texts.tar", "no images in this shard")
     *before, last = every(tmp_path / "cut.tar")

@@ -210,7 +210,8 @@ def test_a_list_on_stdin(run: Path, dataset_dir: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "flags", [["--top", "0"], ["--format", "xml"], ["--format", "parquet"], ["--data", "x"], []]
+    "flags",
+    [["--top", "0"], ["--format", "xml"], ["--format", "parquet"], ["--out", "a.xlsx"], ["--data", "x"], []],
 )
 def test_wrong_flags(run: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:

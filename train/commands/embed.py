@@ -13,7 +13,7 @@ from loader.show import save
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.commands.options import add_run, find_device, positive, require_folder, with_suffix
-from train.commands.outside import add_exif, tell_sideways, with_exif
+from train.commands.outside import add_exif, lines, tell_sideways, with_exif
 from train.feature_file import FeatureFile
 from train.features import PENULTIMATE, Extractor, Features, extract
 from train.knn import NEIGHBOURS, Bank, KnnAccuracy
@@ -62,7 +62,7 @@ class _Job:
         self, options: argparse.Namespace, trained: Trained, dataset: Dataset, device: torch.device
     ) -> None:
         self.options, self.trained, self.dataset, self.device = options, trained, dataset, device
-        self.split = options.split or trained.config.input.eval_split
+        self.split = trained.split_of(dataset, options.split)
         self.rows = dataset.split(self.split)
         self.extractor = Extractor(trained.net, options.layer)
 
@@ -101,12 +101,14 @@ class _Job:
         """
         policy = self.trained.images
         names, loaded = [], []
-        for found in find_images(self.options.search, ()):
+        for found in find_images(self.options.search, lines()):
             image = found if isinstance(found, Bad) else load_image(found, policy)
             if isinstance(image, Bad):
                 raise FeedlineError(f"cannot search for {image.name}: {image.reason}")
             names.append(found if isinstance(found, str) else found.name)
             loaded.append(image)
+        if not loaded:
+            raise FeedlineError("--search names no images; give files, folders or patterns")
         with Pixels(self.trained, self.device, len(loaded)) as pixels:
             decoded = pixels(loaded)
         for row, reason in decoded.bad.items():

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     trained = with_decoding(trained, options)
     other = OtherLabels(options.real, trained.classes) if options.real is not None else None
     dataset = trained.dataset(options.data)
-    name = options.split or trained.config.input.eval_split
+    name = trained.split_of(dataset, options.split)
     split = dataset.split(name)
     numbers = label_numbers(trained.classes, dataset.classes, trained.checkpoint, dataset.root)
     connected = False

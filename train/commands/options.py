@@ -37,9 +37,15 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """Device of that name; auto: a CUDA GPU where there is one."""
+    """Device of that name; auto: a CUDA GPU where there is one.
+
+    Raises:
+        FeedlineError: a GPU is asked for, and there is none.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise FeedlineError(f"--device is {name!r}, but torch finds no GPU; give --device cpu")
     return resolve_device(name)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from shard.image import Exif
@@ -27,12 +28,19 @@ def with_exif(trained: Trained, exif: Exif | None) -> Trained:
     return trained if exif is None else replace(trained, images=replace(trained.images, exif=exif))
 
 
+def lines() -> Iterator[str]:
+    """Names on standard input, which need not be UTF-8."""
+    for line in sys.stdin.buffer:
+        yield os.fsdecode(line)
+
+
 def tell_sideways(names: Sequence[str], exif: str | None) -> None:
     """Say that images were not turned upright, unless the flag asked for that."""
     if names and exif is None:
-        images = f"{len(names):,} images ({printable(names[0])} …)" if names[1:] else printable(names[0])
+        first = printable(names[0])
+        who = f"{len(names):,} images are not upright ({first} …)" if names[1:] else f"{first} is not upright"
         print(
-            f"note: not turned upright as the camera noted, since those of the run's dataset were not: {images}; "
+            f"note: {who}, as the camera noted, and the run's dataset was built without turning such images; "
             "--exif apply turns them",
             file=sys.stderr,
         )

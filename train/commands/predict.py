@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shard.errors import FeedlineError
 from train.commands.computing import add_computing, with_decoding
 from train.commands.options import add_network, find_device, positive, require_folder
-from train.commands.outside import add_exif, tell_sideways, with_exif
+from train.commands.outside import add_exif, lines, tell_sideways, with_exif
 from train.inference import Network
 from train.predict import Bad, Prediction, Predictor, find_images, predict
 from train.predict.writers import FORMATS, SUFFIXES, WRITERS, printable, save_parquet
@@ -31,7 +32,12 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = _parser()
     options = parser.parse_args(argv)
-    form = options.format or SUFFIXES.get(options.out.suffix.lower() if options.out else "", "table")
+    suffix = options.out.suffix.lower() if options.out else ""
+    form = options.format or SUFFIXES.get(suffix)
+    if form is None:
+        parser.error(
+            f"--out ends in {suffix!r}, not in {', '.join(filter(None, SUFFIXES))}; give --format, too"
+        )
     if form == "parquet" and options.out is None:
         parser.error("--format parquet needs --out FILE: it is no text")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -42,36 +48,39 @@ def main(argv: Sequence[str]) -> int:
         trained, find_device(options.device), precision=options.precision, flip_tta=options.flip_tta
     )
     top = min(options.top, len(trained.classes))
-    bad: list[Bad] = []
-    sideways: list[str] = []
+    tally = _Tally()
     with Predictor(trained, network, batch_size=options.batch_size, top=top) as predictor:
-        found = find_images(options.images, _lines())
+        found = find_images(options.images, lines())
         try:
-            _write(_good(predict(found, predictor), bad, sideways), form, options.out, top)
+            _write(_good(predict(found, predictor), tally), form, options.out, top)
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141  # as a shell has it for SIGPIPE
-    tell_sideways(sideways, options.exif)
-    if bad:
-        print(f"{len(bad):,} could not be predicted", file=sys.stderr)
-    return 1 if bad else 0
+    if options.out is not None:
+        print(f"{options.out}: {tally.good:,} predictions")
+    tell_sideways(tally.sideways, options.exif)
+    if tally.bad:
+        print(f"{tally.bad:,} could not be predicted", file=sys.stderr)
+    return 1 if tally.bad else 0
 
 
-def _lines() -> Iterator[str]:
-    """Names on standard input, which need not be UTF-8."""
-    for line in sys.stdin.buffer:
-        yield os.fsdecode(line)
+@dataclass(slots=True)
+class _Tally:
+    good: int = 0
+    bad: int = 0
+    sideways: list[str] = field(default_factory=list)
 
 
-def _good(results: Iterable[Prediction | Bad], bad: list[Bad], sideways: list[str]) -> Iterator[Prediction]:
-    """Predictions; what is none is named on stderr. Both lists are filled."""
+def _good(results: Iterable[Prediction | Bad], tally: _Tally) -> Iterator[Prediction]:
+    """Predictions; what is none is named on stderr."""
     for one in results:
         if isinstance(one, Bad):
-            bad.append(one)
+            tally.bad += 1
             print(f"{printable(one.name)}: {printable(one.reason)}", file=sys.stderr)
             continue
+        tally.good += 1
         if one.sideways:
-            sideways.append(one.name)
+            tally.sideways.append(one.name)
         yield one
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import socket
 import sys
 from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
 
-from loader.resolve import usable_cores
 from shard.errors import FeedlineError
-from shard.image import Policy
-from train.commands.computing import add_forward
+from train.commands.computing import add_forward, with_decoding
 from train.commands.options import add_network, find_device, positive, require_folder
+from train.commands.outside import add_exif, with_exif
 from train.inference import Network
 from train.trained import load_trained
+
+if TYPE_CHECKING:
+    from train.serve.app import Limits
 
 _DESCRIPTION = """Answer HTTP requests with the likeliest classes of the images that are sent: POST /predict. Images are
 decoded as `python -m train predict` does, and computed in batches of those that come at the same time. GET / tells what
@@ -33,14 +38,8 @@ def main(argv: Sequence[str]) -> int:
         raise FeedlineError("serve is one process: leave torchrun out")
     try:
         from train.serve import app, server
-        from train.serve.classifier import Classifier
     except ImportError as error:
         raise FeedlineError(f"serve needs {error.name}: pip install 'feedline[serve]'") from error
-    listener = server.bind(options.host, options.port)
-    trained = load_trained(require_folder(options.run), options.checkpoint, weights=options.weights)
-    network = Network(
-        trained, find_device(options.device), precision=options.precision, flip_tta=options.flip_tta
-    )
     limits = app.Limits(
         max_body_bytes=round(options.max_body_mb * 1e6),
         max_pixels=round(options.max_megapixels * 1e6),
@@ -50,30 +49,37 @@ def main(argv: Sequence[str]) -> int:
         max_batch=options.max_batch,
         max_wait_s=options.max_wait_ms / 1000,
     )
-    service = app.Service(trained, limits)
-    threads = options.decode_threads or usable_cores()
-    classifier = Classifier(
-        trained,
-        network,
-        policy=Policy(exif=options.exif),
-        threads=threads,
-        max_pixels=limits.max_pixels,
-        on_batch=service.metrics.batch,
+    # The address before the network, which takes its time.
+    with closing(server.bind(options.host, options.port)) as listener:
+        _serve(options, limits, listener)
+    return 0
+
+
+def _serve(options: argparse.Namespace, limits: Limits, listener: socket.socket) -> None:
+    from train.serve import app, server
+    from train.serve.classifier import Classifier
+
+    trained = load_trained(require_folder(options.run), options.checkpoint, weights=options.weights)
+    trained = with_exif(with_decoding(trained, options), options.exif)
+    network = Network(
+        trained, find_device(options.device), precision=options.precision, flip_tta=options.flip_tta
     )
+    service = app.Service(trained, limits)
+    classifier = Classifier(trained, network, max_pixels=limits.max_pixels, on_batch=service.metrics.batch)
     classifier.warm(limits.max_batch)
-    service.start(classifier, threads)
+    service.start(classifier)
     running = server.make_server(
         app.make_app(service),
         head_timeout_s=limits.upload_timeout_s,
         stop_timeout_s=math.ceil(limits.upload_timeout_s + limits.timeout_s) + 1,
     )
+    listener.listen()  # from here on clients may come, and wait until it runs
     about = f"{trained.config.model.arch}, {len(trained.classes):,} classes, {network.device}"
     print(f"{server.url_of(listener)} serves {options.run} ({about}); Ctrl-C stops it", file=sys.stderr)
     server.run(running, listener)
     service.batcher.close()
     classifier.close()
     print("stopped", file=sys.stderr)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,13 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "machine alone)",
     )
     add("--port", type=_port, default=8000, help="0: any that is free (default: 8000)")
-    add(
-        "--exif",
-        choices=("strip", "apply"),
-        default="strip",
-        help="apply turns photos upright as their camera noted; strip leaves the pixels as they are stored "
-        "(default: strip)",
-    )
+    add_exif(parser)
     add("--max-batch", type=positive, default=32, metavar="N", help="images a batch (default: 32)")
     add(
         "--max-wait-ms",
@@ -127,8 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--max-body-mb", type=_above_zero, default=20.0, metavar="MB", help="413 beyond (default: 20)")
     add("--max-megapixels", type=_above_zero, default=64.0, metavar="MP", help="413 beyond (default: 64)")
-    add("--decode-threads", type=positive, metavar="N", help="default: the cores of this process")
+    add(
+        "--loader-threads",
+        type=positive,
+        metavar="N",
+        help="that decode (default: the cores of this process)",
+    )
     add_forward(parser)
+    parser.set_defaults(loader_backend="torch")  # the one that decodes images alone
     return parser
 
 

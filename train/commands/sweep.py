@@ -52,11 +52,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _search(options: argparse.Namespace, flags: list[str]) -> int:
     """Work on the study, then show it."""
+    from optuna.exceptions import StorageInternalError
+
     from train.sweep.loop import Sweep
     from train.sweep.plan import Plan, check_plan
     from train.sweep.process import Training
     from train.sweep.space import parse_search
-    from train.sweep.study import Study, settle
+    from train.sweep.study import DATABASE, Study, settle
 
     space = parse_search(options.search, flag_names())
     checked = check_plan(Plan(flags=tuple(flags), space=space, metric=options.metric, prune=options.prune))
@@ -64,12 +66,15 @@ def _search(options: argparse.Namespace, flags: list[str]) -> int:
     settle(root, checked)
     study = Study(root, checked.plan, checked.config.seed)
     start = partial(Training, workers=options.workers)
-    sweep = Sweep(study, start, workers=options.workers, trials=options.trials, say=_say)
     try:
-        sweep.run()
+        Sweep(study, start, workers=options.workers, trials=options.trials, say=_say).run()
     except Stopped as stopped:
         _say("stopped; the same command goes on")
         return stopped.status
+    except StorageInternalError as error:
+        raise FeedlineError(
+            f"{root / DATABASE} cannot be used any more: {error.__cause__ or error}"
+        ) from error
     return _shown(study)
 
 

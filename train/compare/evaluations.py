@@ -110,21 +110,22 @@ def require_comparable(runs: Sequence[Run], common: Shared) -> None:
         for run in runs
         if run.name in on
     ]
-    commands = "".join(f"\n  {command}" for command in common.lacking.values())
+    commands = "; ".join(common.lacking.values())
     raise FeedlineError(
         f"these runs were evaluated on different data, so their accuracies say nothing about each other "
-        f"({'; '.join(texts)}); evaluate all on one dataset:{commands}"
+        f"({'; '.join(texts)}); evaluate all on one dataset: {commands}"
     )
 
 
 def _evaluations(run: Run) -> dict[Key, Evaluated]:
-    """Evaluations of the run's best checkpoint as it is now, by what they are of."""
+    """Evaluations of the best checkpoint as it is now, by weights that it was chosen by: by what they are of."""
     found: dict[Key, Evaluated] = {}
     for path in sorted((run.root / "eval").glob(f"*/{FIGURES}")):
         try:
             figures = json.loads(path.read_text(encoding="utf-8"))
             key = figures["fingerprint"], figures["split"]
-            current = Path(figures["checkpoint"]).name == "best.pt" and figures["epoch"] == run.best_epoch
+            now = ("best.pt", run.best_epoch, run.averaged)
+            current = (Path(figures["checkpoint"]).name, figures["epoch"], figures["averaged"]) == now
         except (OSError, ValueError, KeyError) as error:
             raise FeedlineError(
                 f"{path} cannot be read: {error!r}; remove its folder, or evaluate again"

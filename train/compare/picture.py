@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from train.compare.tables import Comparison
 from train.whole import whole
 
@@ -32,7 +30,10 @@ def draw(found: Comparison, path: Path) -> int:
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
     front = sorted(((cost, top1) for _, cost, top1, on in points if on), key=lambda point: point[0])
     if front:
-        axes.plot(*zip(*front, strict=True), "-", color=_BLUE, lw=1.2, alpha=0.6, zorder=1)
+        # What the front reaches at a cost between two runs is what the cheaper of them does.
+        steps = "steps-post" if found.cost.less else "steps-pre"
+        axes.plot(*zip(*front, strict=True), "-", color=_BLUE, lw=1.2, alpha=0.6, drawstyle=steps, zorder=1)
+    _intervals(axes, found, {run.name: cost for run, cost, _, _ in points})
     kinds: dict[str, tuple[str, Any]] = {
         "Pareto front": ("o", lambda run, on: on),
         "beaten": ("s", lambda run, on: not on and run.finished),
@@ -46,8 +47,6 @@ def draw(found: Comparison, path: Path) -> int:
             axes.plot(
                 *zip(*chosen, strict=True), mark, color=colour, mfc=fill, mew=1.6, ms=8, label=label, zorder=2
             )
-    if len(points) <= _NAMED:
-        _name(axes, [(run.name, cost, top1) for run, cost, top1, _ in points])
     costs = [cost for _, cost, _, _ in points]
     if min(costs) > 0 and max(costs) / min(costs) > _LOG:
         axes.set_xscale("log")
@@ -56,23 +55,34 @@ def draw(found: Comparison, path: Path) -> int:
     axes.set_ylabel("top-1, %")
     axes.set_title("Accuracy against cost", fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=9)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=4)
+    if len(points) <= _NAMED:
+        _name(figure, axes, [(run.name, cost, top1) for run, cost, top1, _ in points])
     with whole(path) as aside:
         figure.savefig(aside, dpi=130, format="png")
     plt.close(figure)
     return len(points)
 
 
-def _name(axes: Any, points: list[tuple[str, float, float]]) -> None:
-    """Write names beside points; a name goes below where the one of a near point is above."""
-    spread = np.ptp([cost for _, cost, _ in points]) or 1
-    placed: list[tuple[float, float, bool]] = []
-    height = np.ptp([top1 for _, _, top1 in points]) or 1
-    for name, cost, top1 in sorted(points, key=lambda point: (point[1], point[2])):
-        near = [p for p in placed if abs(p[0] - cost) < 0.15 * spread and abs(p[1] - top1) < 0.08 * height]
-        above = not (near and near[-1][2])
-        placed.append((cost, top1, above))
-        axes.annotate(
-            name, (cost, top1), xytext=(0, 8 if above else -8), textcoords="offset points", ha="center",
-            va="bottom" if above else "top", fontsize=8,
-        )  # fmt: skip
+def _intervals(axes: Any, found: Comparison, costs: dict[str, float]) -> None:
+    """Draw 95 % intervals of top-1 where all runs were evaluated on the same samples."""
+    if found.shared.lacking:
+        return
+    for name, one in found.shared.evaluated.items():
+        if name in costs:
+            axes.plot([costs[name]] * 2, one.figures["top1_interval"], color=_GREY, lw=1, zorder=1)
+    axes.plot([], [], color=_GREY, lw=1, label="95 % interval of top-1")
+
+
+def _name(figure: Any, axes: Any, points: list[tuple[str, float, float]]) -> None:
+    """Write names beside points, below each other where points are too near for that."""
+    figure.draw_without_rendering()  # now the axes have their place
+    width, height = (size * figure.dpi / 72 for size in (70, 9))  # of a name, pixels
+    placed: list[tuple[float, float]] = []
+    for name, cost, top1 in sorted(points, key=lambda point: -point[2]):
+        x, y = axes.transData.transform((cost, top1))
+        lowest = min((other for at, other in placed if abs(at - x) < width), default=float("inf"))
+        down = max(0.0, y - (lowest - height))
+        placed.append((x, y - down))
+        below = 3 - down * 72 / figure.dpi  # points; a little above a front that goes on to the right
+        axes.annotate(name, (cost, top1), xytext=(7, below), textcoords="offset points", fontsize=8)

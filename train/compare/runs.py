@@ -30,9 +30,10 @@ class Run:
         fingerprint: of the dataset; None before the first checkpoint.
         finished: whether it came to its end.
         status: in words.
-        top1: percent, of the best evaluation; of the averaged weights where the run kept them.
+        top1: percent, of the best evaluation.
         top5: percent, of the same.
         loss: of the same.
+        averaged: whether these are of the averaged weights, as they are where the run kept them.
         best_epoch: of that evaluation, from 1.
         epochs: trained.
         images_per_s: while training.
@@ -52,6 +53,7 @@ class Run:
     top1: float | None
     top5: float | None
     loss: float | None
+    averaged: bool
     best_epoch: int | None
     epochs: int
     images_per_s: float | None
@@ -103,28 +105,33 @@ def _names(roots: Sequence[Path]) -> list[str]:
 def _read(root: Path, name: str) -> Run:
     folder = RunFolder(root)
     config = load(folder.config)
-    best = checkpoint.load(folder.best) if folder.best.exists() else None
-    last = checkpoint.load(folder.last) if folder.last.exists() else best
     summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.exists() else {}
+    best = checkpoint.load(folder.best) if folder.best.exists() else None
+    # Of a finished run the summary tells how far it came.
+    newest = checkpoint.load(folder.last) if folder.last.exists() and not (summary and best) else best
     lines = _lines(folder.metrics)
     evaluation = best["last_eval"] if best is not None else {}
-    prefix = "ema_" if "ema_top1" in evaluation else ""
-    parameters, gflops = _size(config, len(best["classes"])) if best is not None else (None, None)
-    epochs = int(summary.get("epochs") or (last["epoch"] if last is not None else 0))
+    averaged = "ema_top1" in evaluation
+    top1, top5, loss = (
+        evaluation.get(f"{'ema_' if averaged else ''}{name}") for name in ("top1", "top5", "loss")
+    )
+    parameters, gflops = _size(config, len(newest["classes"])) if newest is not None else (None, None)
+    epochs = int(summary.get("epochs") or (newest["epoch"] if newest is not None else 0))
     return Run(
         name=name,
         root=root,
         config=config,
-        fingerprint=best.get("fingerprint") if best is not None else None,
+        fingerprint=newest.get("fingerprint") if newest is not None else None,
         finished=bool(summary),
         status=_status(config, summary, epochs),
-        top1=evaluation.get(f"{prefix}top1"),
-        top5=evaluation.get(f"{prefix}top5"),
-        loss=evaluation.get(f"{prefix}loss"),
+        top1=top1,
+        top5=top5,
+        loss=loss,
+        averaged=averaged,
         best_epoch=int(best["epoch"]) if best is not None else None,
         epochs=epochs,
         images_per_s=summary.get("images_per_s") or _speed(lines),
-        time_s=summary.get("wall_s") or (last or {}).get("elapsed_s"),
+        time_s=summary.get("wall_s") or (newest or {}).get("elapsed_s"),
         energy_kj=_energy(lines, config.input.batch_size),
         parameters=parameters,
         gflops=gflops,

@@ -40,6 +40,8 @@ class Comparison:
     pairs: list[Pair]
 
 
+_BESIDE = 4  # runs whose settings stand beside each other
+
 # Columns: head, and a run's text; "" where it has not recorded it. A column without any text is left out.
 _COLUMNS: dict[str, Callable[[Run], str]] = {
     "status": lambda run: run.status,
@@ -139,8 +141,10 @@ def _front(found: Comparison) -> tuple[str, str]:
 
 
 def _settings(found: Comparison) -> Rows:
+    """A row per setting; a row per run where there are many."""
     head = ("", *(run.name for run in found.runs))
-    return [head, *((key, *map(_value, values)) for key, values in found.differing.items())]
+    rows: Rows = [head, *((key, *map(_value, values)) for key, values in found.differing.items())]
+    return rows if len(found.runs) <= _BESIDE else list(zip(*rows, strict=True))
 
 
 def _significance(found: Comparison, layout: Callable[[Rows], str]) -> list[tuple[str, str]]:
@@ -172,7 +176,7 @@ def _significance(found: Comparison, layout: Callable[[Rows], str]) -> list[tupl
             "paired bootstrap, McNemar's exact test" + (", Holm's correction" if many else "")
         )
         sections.append((title, layout(rows)))
-        sections.append(("\n".join(map(verdict, found.pairs)), _caution(found)))
+        sections.append(("\n".join(f"- {verdict(pair)}" for pair in found.pairs), _caution(found)))
     if shared.lacking:
         title = "no test of significance for runs without an evaluation of the same samples; first run"
         sections.append((title, "\n".join(f"  {command}" for command in shared.lacking.values())))
@@ -208,4 +212,6 @@ def _text(value: float | None, form: str) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return "none" if value is None else "''" if value == "" else str(value)

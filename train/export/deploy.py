@@ -91,6 +91,11 @@ def sample_images(trained: Trained, dataset: Dataset | None, count: int) -> torc
         rng = np.random.default_rng(0)
         shape = (count, config.eval_size, config.eval_size, 3)
         return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
+    if config.eval_split not in dataset.split_names:
+        raise FeedlineError(
+            f"{dataset.root} has no split {config.eval_split!r}, on whose images the run is compared; give another "
+            "--data, or --synthetic"
+        )
     ids = spread(dataset.split(config.eval_split), count, seed=0)
     found = replay(dataset, config.eval_split, config.eval_transform(), ids)
     if found.bad:

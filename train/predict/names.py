@@ -11,6 +11,8 @@ from shard.sources.webdataset import SUFFIXES
 from train.predict.images import Bad, Given
 from train.predict.shards import find_packed, is_packed
 
+_TOLD = (".heic", ".heif")  # of photos that are not read, and would be missed
+
 
 def find_images(arguments: Sequence[str], listed: Iterable[str]) -> Iterator[str | Given | Bad]:
     """Images in the order of the arguments: names of files, or what is in shards.
@@ -42,7 +44,7 @@ def _expand(name: str, *, patterns: bool) -> Iterator[str | Given | Bad]:
             yield Bad(name, "no file matches this pattern")
         for one in found:
             if not os.path.isdir(one):  # `**` gives folders beside what is in them
-                yield one
+                yield from find_packed(one) if is_packed(one) else (one,)
     else:
         yield name  # reading it says what is wrong with it
 
@@ -53,7 +55,7 @@ def _below(folder: str) -> Iterator[str | Given | Bad]:
     for root, folders, files in os.walk(folder, onerror=problems.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith((*IMAGE_SUFFIXES, *_TOLD)) and not name.startswith("."):
                 empty = False
                 yield os.path.join(root, name)
             shards |= name.lower().endswith(SUFFIXES)

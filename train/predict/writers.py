@@ -14,7 +14,7 @@ from train.assess.files import write_parquet
 from train.assess.report import align
 from train.predict.predictor import Prediction
 
-SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+SUFFIXES = {"": "table", ".txt": "table", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _ROWS = 100  # of a table, for which columns are aligned
 
 

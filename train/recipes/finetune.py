@@ -16,6 +16,8 @@ Not published, our choice: the learning rate 2.5e-4 for a batch of 128, since th
 before it learn slower and slower); a warm-up of one epoch; crops of at least 0.35 of the area, since a fine-tuned
 network should see whole objects. Left out: head_init_scale, which only ConvNeXt has, so that --arch may be any network;
 --model-args head_init_scale=0.001 is as published.
+A new head starts as the linear probe of the pretrained features: Kumar et al., "Fine-tuning can distort pretrained
+features and underperform out-of-distribution", 2022 (LP-FT). With batch norms and few images --keep-statistics helps.
 --freeze-epochs 2 lets the head learn alone first.
 """
 
@@ -45,7 +47,7 @@ def finetune() -> Config:
             eval_resize=256,
             model_input=True,
         ),
-        model=ModelConfig(arch="convnext_tiny", drop_path=0.1),
+        model=ModelConfig(arch="convnext_tiny", drop_path=0.1, head_init="probe"),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(optimizer="adamw", lr=2.5e-4, weight_decay=1e-8, layer_decay=0.8),
         schedule=ScheduleConfig(duration="30ep", warmup="1ep", decay="cosine", final_lr=1e-6),

@@ -26,6 +26,7 @@ from train.serve.upload import FIELD, Budget, Upload, boundary_of, receive
 from train.trained import Trained
 
 TOP = 5
+_SIDEWAYS = "not turned upright as its camera noted, since the images of the run's dataset were not"
 _PATHS = frozenset({"/", "/predict", "/health", "/metrics"})
 _LEAST_BUDGET = 1 << 28  # bytes of uploads at a time
 _BODIES = 4  # of the largest size, that there is room for at least
@@ -75,13 +76,13 @@ class Service:
         self.batcher: Batcher[Upload, Input, Answer]
         self.about = _describe(trained, self.names)
 
-    def start(self, classifier: Classifier, threads: int) -> None:
+    def start(self, classifier: Classifier) -> None:
         """Start the threads that decode and the one that computes."""
         limits = self.limits
         self.batcher = Batcher(
             classifier.prepare,
             classifier.run,
-            threads=threads,
+            threads=classifier.threads,
             max_batch=limits.max_batch,
             max_wait_s=limits.max_wait_s,
             limit=limits.queue,
@@ -153,7 +154,7 @@ def make_app(service: Service) -> FastAPI:
         """Prometheus' text format."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post("/predict", openapi_extra=_BODY)
+    @app.post("/predict", openapi_extra=_BODY, responses=_REFUSALS)
     async def predict(request: Request, top: Annotated[int, Query(ge=1)] = TOP) -> Response:
         """The likeliest classes of the image that is the body, or the field `file` of a form."""
         if unknown := sorted(set(request.query_params) - {"top"}):
@@ -162,7 +163,8 @@ def make_app(service: Service) -> FastAPI:
         if not all(map(math.isfinite, found.probabilities)):
             raise RefusedError(500, "the network's output is not finite for this image")
         pairs = zip(found.labels, found.probabilities, strict=True)
-        return JSONResponse({"predictions": [_said(service, label, share) for label, share in pairs]})
+        said: dict[str, Any] = {"predictions": [_said(service, label, share) for label, share in pairs]}
+        return JSONResponse({**said, "note": _SIDEWAYS} if found.sideways else said)
 
     return app
 
@@ -176,6 +178,16 @@ def _said(service: Service, label: int, probability: float) -> dict[str, Any]:
     }
 
 
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "a form that is broken, or has another field"},
+    408: {"description": "the body took too long"},
+    413: {"description": "too many bytes, or too many pixels"},
+    415: {"description": "not an image"},
+    422: {"description": "a damaged image, an empty one, or a wrong parameter"},
+    500: {"description": "the network failed"},
+    503: {"description": "too much to do; Retry-After says when to come again"},
+    504: {"description": "no answer in time"},
+}
 _IMAGE = {"type": "string", "format": "binary"}
 _BODY = {
     "requestBody": {
@@ -207,6 +219,7 @@ def _describe(trained: Trained, names: tuple[str, ...]) -> dict[str, Any]:
             "size": given.eval_size,
             "resize": given.eval_resize,
             "interpolation": given.interpolation,
+            "exif": trained.images.exif,
             "mean": mean,
             "std": std,
         },

@@ -78,6 +78,11 @@ class Batcher(Generic[Given, Ready, Answer]):
         return self._inside
 
     @property
+    def decoding(self) -> int:
+        """Items that are being prepared."""
+        return self._preparing
+
+    @property
     def alive(self) -> bool:
         """Whether the thread that runs batches is there."""
         return self._thread.is_alive()

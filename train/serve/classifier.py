@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from loader.torch_backend import TorchBackend
-from shard.image import MAX_PIXELS, BadImageError, Checked, NotAnImageError, Policy, check, size_of
+from shard.errors import FeedlineError
+from shard.image import MAX_PIXELS, BadImageError, NotAnImageError, TooManyPixelsError, size_of
 from train.inference import Network, top_classes
+from train.predict import Bad, Given, Pixels, load_image
+from train.predict.images import is_sideways
 from train.serve.refused import RefusedError
 from train.serve.upload import Upload
 from train.trained import Trained
@@ -24,10 +24,12 @@ class Input:
     Attributes:
         pixels: uint8 [size, size, 3].
         top: how many classes are asked for.
+        sideways: whether its camera noted that it is to be turned, which the run's dataset does not do.
     """
 
     pixels: torch.Tensor
     top: int
+    sideways: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,12 @@ class Answer:
     Attributes:
         labels: of the likeliest classes, the likeliest first.
         probabilities: float32 values, theirs.
+        sideways: of the image.
     """
 
     labels: list[int]
     probabilities: list[float]
+    sideways: bool
 
 
 class Classifier:
@@ -50,30 +54,23 @@ class Classifier:
     as its input.
 
     Args:
-        trained: the run.
+        trained: the run; its configuration says how many threads decode.
         network: its forward pass.
-        policy: how images are judged, as datasets are built.
-        threads: that call `prepare`.
         max_pixels: of an image; one of more is refused before it is decoded.
         on_batch: told the size of each batch.
+
+    Attributes:
+        threads: that `prepare` is worth calling from.
     """
 
     def __init__(
-        self,
-        trained: Trained,
-        network: Network,
-        *,
-        policy: Policy,
-        threads: int,
-        max_pixels: int,
-        on_batch: Callable[[int], None],
+        self, trained: Trained, network: Network, *, max_pixels: int, on_batch: Callable[[int], None]
     ) -> None:
-        self._network, self._policy, self._on_batch = network, policy, on_batch
+        self._network, self._policy, self._on_batch = network, trained.images, on_batch
         self._max_pixels = min(max_pixels, MAX_PIXELS)
         self._size = trained.config.input.eval_size
-        self._transform = trained.config.input.eval_transform()
-        self._decoder = TorchBackend(torch.device("cpu"), threads)
-        self._lock = threading.Lock()  # the decoder takes images from one thread at a time
+        self._pixels = Pixels(trained, torch.device("cpu"), 1)
+        self.threads = self._pixels.threads
 
     def prepare(self, upload: Upload) -> Input:
         """Check and decode an image; from any thread.
@@ -82,29 +79,25 @@ class Classifier:
             RefusedError: no image, a damaged one, or one that is too large.
         """
         data = upload.image()
+        if not data:
+            raise RefusedError(422, "empty: no image was sent")
         try:
             width, height = size_of(data)
-            if width * height > self._max_pixels:
-                raise RefusedError(413, f"{width} x {height} pixels, more than {self._max_pixels:,}")
-            return Input(self._decode(check(data, self._policy)), upload.top)
         except NotAnImageError as error:
-            raise RefusedError(
-                415 if data else 422, str(error) if data else "empty: no image was sent"
-            ) from error
+            raise RefusedError(415, "not an image") from error
+        except TooManyPixelsError as error:
+            raise RefusedError(413, str(error)) from error
         except BadImageError as error:
             raise RefusedError(422, f"damaged image: {error}") from error
-
-    def _decode(self, image: Checked) -> torch.Tensor:
-        sides = np.array([[image.width], [image.height]], np.int32)
-        params = self._transform.params(0, 0, np.arange(1), sides[0], sides[1])
-        if params.resized.astype(np.int64).prod() > MAX_PIXELS:
-            raise RefusedError(422, f"{image.width} x {image.height} pixels: too narrow to be resized")
-        with self._lock:
-            pending = self._decoder.submit([np.frombuffer(image.data, np.uint8)], params, 1)
-        decoded = pending()
+        if width * height > self._max_pixels:
+            raise RefusedError(413, f"{width} x {height} pixels, more than {self._max_pixels:,}")
+        image = load_image(Given("", data), self._policy)
+        if isinstance(image, Bad):
+            raise RefusedError(422, f"damaged image: {image.reason}")
+        decoded = self._pixels([image])
         if decoded.bad:
             raise RefusedError(422, f"damaged image: {decoded.bad[0]}")
-        return decoded.images[0]
+        return Input(decoded.images[0], upload.top, is_sideways(image, self._policy))
 
     def run(self, batch: Sequence[Input]) -> list[Answer]:
         """Answers of a batch; from one thread."""
@@ -112,15 +105,24 @@ class Classifier:
         probabilities, labels = top_classes(self._network.logits(images), max(one.top for one in batch))
         self._on_batch(len(batch))
         rows = zip(batch, labels.tolist(), probabilities.tolist(), strict=True)
-        return [Answer(best[: one.top], shares[: one.top]) for one, best, shares in rows]
+        return [Answer(best[: one.top], shares[: one.top], one.sideways) for one, best, shares in rows]
 
     def warm(self, max_batch: int) -> None:
-        """Run the smallest and the largest batch: kernels are chosen, and if memory is short it shows now."""
-        black = torch.zeros(self._size, self._size, 3, dtype=torch.uint8)
-        for size in (1, max_batch):
-            images = black.expand(size, *black.shape).contiguous().to(self._network.device)
-            self._network.logits(images).cpu()
+        """Run the smallest and the largest batch, so that what takes its time or memory at first does so now.
+
+        Raises:
+            FeedlineError: a GPU has not as much memory.
+        """
+        shape, device = (self._size, self._size, 3), self._network.device
+        try:
+            for size in (1, max_batch):
+                black = torch.zeros(size, *shape, dtype=torch.uint8, device=device)
+                self._network.logits(black).cpu()
+        except torch.OutOfMemoryError as error:
+            raise FeedlineError(
+                f"a batch of {max_batch} does not fit into the memory of {device}; give a smaller --max-batch"
+            ) from error
 
     def close(self) -> None:
         """End the decoder's threads."""
-        self._decoder.close()
+        self._pixels.__exit__(None, None, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from contextlib import closing
 from typing import Any
 
 import uvicorn
@@ -119,8 +118,7 @@ def run(server: uvicorn.Server, listener: socket.socket) -> None:
     # uvicorn handles both while it runs. Having stopped it raises the signal again, for whoever handled it before.
     before: dict[int, Any] = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with closing(listener):
-            server.run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -17,10 +17,14 @@ _COST = 1 << 16  # bytes: what the server buffers of a body before it is read, c
 
 
 class Budget:
-    """Bytes that all bodies together may take."""
+    """Bytes that all bodies together may take.
+
+    Attributes:
+        left: of them.
+    """
 
     def __init__(self, size_bytes: int) -> None:
-        self._left, self._lock = size_bytes, threading.Lock()
+        self.left, self._lock = size_bytes, threading.Lock()
 
     def take(self, size_bytes: int) -> None:
         """Take some.
@@ -29,14 +33,14 @@ class Budget:
             RefusedError: there are not as many left.
         """
         with self._lock:
-            if size_bytes > self._left:
+            if size_bytes > self.left:
                 raise RefusedError(503, "too many uploads at a time; try again later")
-            self._left -= size_bytes
+            self.left -= size_bytes
 
     def give_back(self, size_bytes: int) -> None:
         """Give back what was taken."""
         with self._lock:
-            self._left += size_bytes
+            self.left += size_bytes
 
 
 @dataclass(slots=True)

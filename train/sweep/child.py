@@ -13,15 +13,21 @@ from train.__main__ import main
 _EVERY_S = 0.5
 
 
-def end_with(parent: int) -> None:
-    """Send this process SIGTERM, upon which a training saves and leaves, when its parent is no longer `parent`."""
+def end_with(parent: int) -> threading.Thread:
+    """Send this process SIGTERM, upon which a training saves and leaves, when its parent is no longer `parent`.
+
+    Returns:
+        the thread that watches.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_EVERY_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+    thread = threading.Thread(target=watch, name="watch-parent", daemon=True)
+    thread.start()
+    return thread
 
 
 if __name__ == "__main__":

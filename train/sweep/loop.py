@@ -10,15 +10,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shard.errors import FeedlineError
+from train.config import load
 from train.distributed import World
 from train.run_folder import RunFolder
+from train.schedule import parse_duration
 from train.stop import REQUEUE, Stopped, StopSignal
-from train.sweep.plan import Metric
+from train.sweep.plan import Metric, worth
 from train.sweep.process import OUTPUT, Running, Start
-from train.sweep.study import Held, Study
+from train.sweep.study import REASON, Held, Study
 
 _POLL_S = 0.3
 _WAIT_S = 2.0  # between two looks at what others do
+_HOPELESS = 3  # trials that have failed, and no other has ended
 _STOPPED = (143, 130, REQUEUE)  # exit status of a training that a signal has stopped
 
 
@@ -66,6 +70,7 @@ class Sweep:
 
         Raises:
             Stopped: a signal came; the trainings have saved, and the same command goes on with them.
+            FeedlineError: the first trials have all failed.
         """
         with ExitStack() as stack:
             signals = stack.enter_context(StopSignal(World()))
@@ -75,7 +80,8 @@ class Sweep:
                 if not self._active and not self._study.unfinished():
                     return
                 time.sleep(self._poll_s)
-                self._look()
+                if self._look():
+                    self._require_hope()
             self._stop_all()
             raise Stopped(signals.agreed)
 
@@ -96,13 +102,15 @@ class Sweep:
     def _launch(self, held: Held, slot: int) -> Running:
         return self._start(self._study.plan.trial_flags(held.values), held.folder, slot)
 
-    def _look(self) -> None:
-        """See what the trainings have found and which have ended."""
+    def _look(self) -> bool:
+        """See what the trainings have found; returns whether any has ended."""
+        before = len(self._active)
         for one in list(self._active):
             status = one.running.poll()  # before the metrics, which are complete then
             self._read(one, running=status is None)
             if status is not None:
                 self._ended(one, status)
+        return len(self._active) < before
 
     def _read(self, one: _Active, *, running: bool) -> None:
         one.values = evaluations(one.held.folder, self._study.plan.metric)
@@ -110,7 +118,7 @@ class Sweep:
             if not math.isfinite(one.values[epoch]):
                 continue
             prune = self._study.report(one.held, epoch, one.values[epoch])
-            if prune and running and not one.pruned:
+            if prune and running and not one.pruned and epoch != last_epoch(one.held.folder):
                 one.pruned = True
                 one.running.stop()
 
@@ -121,11 +129,11 @@ class Sweep:
         if status == 0 and RunFolder(held.folder).summary.exists() and finite:
             value = (max if self._study.plan.maximised else min)(finite)
             self._study.complete(held, value)
-            self._say(f"{name}: {metric} {value:.4g} after {len(one.values)} epochs")
+            self._say(f"{name}: {worth(metric, value)} after {len(one.values)} epochs")
         elif one.pruned:
             self._study.prune(held)
             self._say(
-                f"{name}: pruned after epoch {max(one.values)}, {metric} {one.values[max(one.values)]:.4g}"
+                f"{name}: pruned after epoch {max(one.values)}, {worth(metric, one.values[max(one.values)])}"
             )
         elif status < 0 or status in _STOPPED:
             what = f"killed by signal {-status}" if status < 0 else f"stopped from outside (status {status})"
@@ -140,6 +148,21 @@ class Sweep:
             self._say(f"{name}: failed: {reason}")
         self._active.remove(one)
         self._looked = -math.inf
+
+    def _require_hope(self) -> None:
+        """End a study whose first trials have all failed: the next ones would, too.
+
+        Raises:
+            FeedlineError: they have; with the reason of the last.
+        """
+        ended = [trial for trial in self._study.trials if trial.state.is_finished()]
+        if len(ended) >= _HOPELESS and all(REASON in trial.user_attrs for trial in ended):
+            self._stop_all()
+            last = ended[-1]
+            raise FeedlineError(
+                f"all {len(ended)} trials have failed, the last one with: {last.user_attrs[REASON]}; "
+                f"see {self._study.folder(last.number) / OUTPUT}; mend it and give the same command again"
+            )
 
     def _stop_all(self) -> None:
         """Stop the trainings in good order."""
@@ -177,6 +200,15 @@ def evaluations(folder: Path, metric: Metric) -> dict[int, float]:
         if values["kind"] == "eval":
             found[values["epoch"]] = values.get(f"ema_{metric}", values[metric])
     return found
+
+
+def last_epoch(folder: Path) -> int | None:
+    """Number of a run's last epoch, after which there is nothing to save by ending it; None: not told in epochs."""
+    path = RunFolder(folder).config
+    if not path.exists():
+        return None
+    duration = parse_duration(load(path).schedule.duration)
+    return math.ceil(duration.value) if duration.unit == "ep" else None
 
 
 def _text(held: Held) -> str:

@@ -10,13 +10,13 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from train.sweep.plan import UNITS, worth
 from train.sweep.space import Dimension
 from train.sweep.study import Study
-from train.sweep.table import UNITS
 from train.whole import whole
 
 HISTORY, IMPORTANCE, SLICES = "history.png", "importance.png", "slices.png"
-_LEAST = 5  # finished trials, for a forest to say anything
+_LEAST = 10  # trials, for a forest to say anything
 # Okabe and Ito's colours, which people with any colour vision tell apart; marks differ in shape as well.
 _BLUE, _ORANGE, _RED, _GREY = "#0072B2", "#E69F00", "#D55E00", "#8a8a8a"
 _PANELS = 4  # a row
@@ -36,7 +36,7 @@ def draw(study: Study) -> tuple[list[Path], str]:
         makers[SLICES] = lambda: _slices(study, trials)
     else:
         missing.append("no pictures yet: no trial has been finished")
-    if reason := _unimportant(study, done):
+    if reason := _unimportant(study):
         missing.append(f"{IMPORTANCE} is left out: {reason}")
     else:
         makers[IMPORTANCE] = lambda: _importance(study)
@@ -49,24 +49,35 @@ def draw(study: Study) -> tuple[list[Path], str]:
 
 
 def importances(study: Study) -> dict[str, float]:
-    """Share of each flag in the variance of the finished trials' values, by fANOVA (Hutter et al. 2014).
+    """Share of each flag in the variance of the trials' values, by fANOVA (Hutter et al. 2014).
 
-    A forest of regression trees is fitted; shares of flags alone are normalised to 1, the largest first.
+    A forest of regression trees is fitted; shares of flags alone are normalised to 1, the largest first. Pruned trials
+    count with their last value: without them a flag whose bad values are pruned would seem not to matter.
     """
+    counted = optuna.create_study()
+    counted.add_trials(
+        optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=trial.value)
+        for trial in _valued(study)
+    )
     found: dict[str, float] = optuna.importance.get_param_importances(
-        study.inner, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
+        counted, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
     )
     return found
 
 
-def _unimportant(study: Study, done: Sequence[FrozenTrial]) -> str:
+def _valued(study: Study) -> list[FrozenTrial]:
+    return [one for state in (TrialState.COMPLETE, TrialState.PRUNED) for one in _of(study.trials, state)]
+
+
+def _unimportant(study: Study) -> str:
     """Why there is nothing to say about importance; "" if there is."""
     if len(study.plan.space) < 2:
         return "one flag alone was searched"
-    if len(done) < _LEAST:
-        return f"it takes {_LEAST} finished trials, and there are {len(done)}"
-    if np.ptp([trial.value for trial in done]) == 0:
-        return "all finished trials have the same value"
+    values = [trial.value for trial in _valued(study)]
+    if len(values) < _LEAST:
+        return f"it takes {_LEAST} trials with a value, and there are {len(values)}"
+    if np.ptp(values) == 0:
+        return "all trials have the same value"
     return ""
 
 
@@ -97,10 +108,11 @@ def _history(study: Study, trials: Sequence[FrozenTrial]) -> Any:
     axes.set_xlabel("trial, in the order in which they began")
     axes.set_ylabel(_value(study))
     axes.set_title(
-        f"{study.root.name}: trial {best.number} is the best of {len(trials)}, {best.value:.5g}", fontsize=11
+        f"{study.root.name}: trial {best.number} is the best of {len(trials)}: {worth(study.plan.metric, best.value)}",
+        fontsize=11,
     )
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=9, loc="lower right" if study.plan.maximised else "upper right")
+    figure.legend(fontsize=9, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -111,12 +123,14 @@ def _importance(study: Study) -> Any:
     widths = [100 * shares[name] for name in names]
     axes.barh([f"--{name}" for name in names], widths, color=_BLUE, height=0.62)
     for row, width in enumerate(widths):
-        axes.text(width + 1, row, f"{width:.0f} %", va="center", fontsize=9)
-    axes.set_xlim(0, 112)
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel(f"share of the variance of {_value(study)} between finished trials, %")
-    count = len(_of(study.trials, TrialState.COMPLETE))
-    axes.set_title(f"{study.root.name}: which flag mattered (fANOVA of {count} trials)", fontsize=11)
+        axes.text(width + 0.01 * max(widths), row, f"{width:.0f} %", va="center", fontsize=9)
+    axes.set_xlim(0, 1.12 * max(widths))
+    axes.set_xlabel(f"share of the variance of {_value(study)} between trials, %")
+    pruned = ", pruned ones by their last value" if _of(study.trials, TrialState.PRUNED) else ""
+    axes.set_title(
+        f"{study.root.name}: which flag mattered (fANOVA of {len(_valued(study))} trials{pruned})",
+        fontsize=11,
+    )
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -170,7 +184,9 @@ def _scale(axes: Any, one: Dimension) -> None:
         axes.set_xlim(-0.5, len(one.choices) - 0.5)
         return
     if one.kind == "log":
+        margin = (one.high / one.low) ** 0.05
         axes.set_xscale("log")
+        axes.set_xlim(one.low / margin, one.high * margin)
         return
     if one.kind == "int":
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
@@ -17,6 +17,7 @@ from train.whole import whole
 
 Metric = Literal["top1", "top5", "loss"]
 Prune = Literal["median", "halving", "none"]
+UNITS: dict[Metric, str] = {"top1": "top-1 %", "top5": "top-5 %", "loss": "loss"}
 FORMAT = 1
 _MINE = (
     "run-dir",
@@ -173,4 +174,7 @@ def require_same(saved: Checked, now: Checked, root: Path) -> None:
         )
 
 
-METRICS, PRUNERS = get_args(Metric), get_args(Prune)
+def worth(metric: Metric, value: float) -> str:
+    """A value of the metric for people: "top-1 97.22 %", "loss 0.1234"."""
+    name, _, unit = UNITS[metric].partition(" ")
+    return f"{name} {value:.4g} {unit}".rstrip()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from loader.locks import EXCLUSIVE, open_lock, try_lock, unlock
 from shard.errors import FeedlineError
@@ -118,7 +119,8 @@ class Study:
                     pruner=_pruner(plan),
                     load_if_exists=True,
                 )
-        except optuna.exceptions.StorageInternalError as error:
+        # A database of another version of Optuna is a RuntimeError.
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError, RuntimeError) as error:
             raise FeedlineError(f"the database {root / DATABASE} cannot be used: {_first(error)}") from error
 
     @property
@@ -201,13 +203,17 @@ class Study:
         held.trial.set_user_attr(DEATHS, deaths)
         if deaths <= _MOST_DEATHS:
             return True
-        self.fail(held, f"{reason}, for the {deaths}rd time")
+        self.fail(held, f"{reason}, {deaths} times")
         return False
 
     def _adopt(self, frozen: FrozenTrial) -> Held | None:
-        """Take over the trial of a process that is no more; None if it is at work, or has failed now."""
+        """Take over the trial of a process that is no more; None if it is at work, or the trial has ended."""
         lock = self._lock(frozen.number)
         if lock is None:
+            return None
+        frozen = self.trials[frozen.number]  # who had it may have ended it just now
+        if frozen.state.is_finished():
+            unlock(lock)
             return None
         held = self._held(optuna.Trial(self._study, frozen._trial_id), lock, set(frozen.intermediate_values))
         if held.trial.user_attrs.get(PAUSED):
@@ -243,7 +249,7 @@ def _sampler(dimensions: int, seed: int, number: int) -> optuna.samplers.BaseSam
 
     Bad ones, so that workers at the same time do not all try the same place ("constant liar", Ginsbourger et al. 2010).
     """
-    (mixed,) = np.random.SeedSequence([seed, number]).generate_state(1).tolist()
+    (mixed,) = np.random.SeedSequence([seed % 2**32, number]).generate_state(1).tolist()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
@@ -257,7 +263,7 @@ def _sampler(dimensions: int, seed: int, number: int) -> optuna.samplers.BaseSam
 def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
     """Median: worse than half of the others at that epoch, from the second on. Halving: asynchronous, by thirds."""
     if plan.prune == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
     if plan.prune == "halving":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     return optuna.pruners.NopPruner()

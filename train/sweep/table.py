@@ -12,11 +12,10 @@ from optuna.trial import FrozenTrial, TrialState
 from train.assess.report import align
 from train.progress import clock
 from train.run_folder import RunFolder
-from train.sweep.plan import Plan
+from train.sweep.plan import UNITS, Plan, worth
 from train.sweep.space import Value
 from train.sweep.study import PAUSED, REASON, Study
 
-UNITS = {"top1": "top-1 %", "top5": "top-5 %", "loss": "loss"}
 _WIDEST = 100  # of a failure's reason in the table
 
 
@@ -33,8 +32,8 @@ def report(study: Study) -> str:
     if finished:
         best = finished[0]
         lines += [
-            f"best: trial {best.number}, {_number(best.value)} {UNITS[study.plan.metric]}, "
-            f"{study.folder(best.number)}. The same again:",
+            f"best: trial {best.number}, {worth(study.plan.metric, best.value)}, {study.folder(best.number)}. "
+            "The same again:",
             "  " + command_line(study.plan, best, _again(study)),
         ]
     else:
@@ -100,7 +99,7 @@ def _table(study: Study, trials: list[FrozenTrial]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.5g}"
+    return "" if value is None else f"{value:.4g}"
 
 
 def _time(folder: Path) -> str:

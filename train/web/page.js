@@ -67,3 +67,20 @@ for (const bar of document.querySelectorAll(".bar")) {
   });
   for (const name of ["pointerleave", "blur"]) bar.addEventListener(name, hide);
 }
+
+// Maps of many cells are one stop of the tab key; arrow keys move within.
+
+for (const map of document.querySelectorAll(".heat")) {
+  const rows = [...map.querySelector("tbody").children].map((row) => [...row.querySelectorAll("td")]);
+  rows.forEach((cells, row) => cells.forEach((cell, column) => {
+    cell.addEventListener("keydown", (event) => {
+      const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] || [0, 0];
+      const next = (rows[row + down] || [])[column + right];
+      if ((!down && !right) || !next) return;
+      event.preventDefault();
+      cell.setAttribute("tabindex", "-1");
+      next.setAttribute("tabindex", "0");
+      next.focus();
+    });
+  }));
+}

@@ -1,0 +1,67 @@
+"""A linear probe, and heads that start as one."""
+
+import pytest
+import torch
+
+from train.features import Extractor, Features
+from train.freeze import set_train_mode
+from train.model import ModelConfig, Normalized, make_model
+from train.probe import Probe, fit, start_head
+
+SIDE = 32
+
+
+def model(arch: str, arguments: str = "") -> Normalized:
+    torch.manual_seed(0)
+    return make_model(ModelConfig(arch=arch, model_args=arguments), 4, torch.device("cpu")).eval()
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.randint(
+        256, (count, SIDE, SIDE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+
+
+@pytest.mark.parametrize("arch", ["test_resnet", "cifar_resnet9", "test_vit", "test_efficientnet"])
+def test_a_head_that_starts_as_the_probe_gives_its_logits(arch: str) -> None:
+    net = model(arch, f"img_size={SIDE}" if arch == "test_vit" else "")
+    seen = images(12)
+    values = Extractor(net)(seen)
+    labels = torch.arange(12) % 4
+    probe = fit(Features(torch.arange(12), labels, values), 4)
+    assert probe.top1(Features(torch.arange(12), labels, values)) == 100.0
+    assert start_head(net, probe, SIDE)
+    with torch.no_grad():
+        assert (net(seen) - probe(values)).abs().max() <= 1e-2 * probe(values).abs().max()
+
+
+def test_a_head_that_cannot_be_the_probe_stays() -> None:
+    without_bias = model("airbench94")
+    before = {name: value.clone() for name, value in without_bias.state_dict().items()}
+    width = without_bias.model.num_features
+    assert not start_head(without_bias, Probe(torch.ones(4, int(width)), torch.ones(4)), SIDE)
+    after = without_bias.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_head_behind_something_that_is_not_linear_stays() -> None:
+    net = model("test_resnet")
+    net.model.get_classifier().register_forward_hook(lambda module, inputs, output: output.square())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    generator = torch.Generator().manual_seed(2)
+    width = net.model.get_classifier().in_features
+    assert not start_head(net, Probe(torch.randn(4, width, generator=generator), torch.ones(4)), SIDE)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_norms_can_keep_their_statistics_while_their_weights_learn() -> None:
+    net = model("test_resnet")
+    buffers = {name: value.clone() for name, value in net.named_buffers()}
+    set_train_mode(net, keep_statistics=True)
+    net(images(4)).square().sum().backward()
+    assert all(torch.equal(buffers[name], value) for name, value in net.named_buffers())
+    norms = [p for name, p in net.named_parameters() if "bn" in name]
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in norms)
+    set_train_mode(net)
+    net(images(4))
+    assert any(not torch.equal(buffers[name], value) for name, value in net.named_buffers())

@@ -1,0 +1,97 @@
+"""The first lines of a report: what was trained on what, and how well it does, in words."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from shard.dataset import Dataset
+from train.page import number_text
+from train.progress import clock
+from train.report.judged import Judged
+from train.report.record import Record, interval_of
+
+# How what pretrained weights were worth was measured, by the names of metrics.jsonl.
+_BEFORE = {
+    "head": "with the classifier that they came with",
+    "knn": "by their nearest neighbours among the training images",
+    "probe": "by a linear classifier on their features",
+}
+
+
+def headline(record: Record, judged: Judged | None, dataset: Dataset | None) -> list[str]:
+    """Sentences: the accuracy with its interval, what guessing would give, and before and after."""
+    if record.config.synthetic:
+        return [f"{record.config.model.arch} ran on noise, to measure speed: it has learnt nothing."]
+    if record.best is None:
+        return [f"{_trained(record, dataset)}. It has not been evaluated yet."]
+    top1, (low, high), samples = _accuracy(record, judged)
+    where = "that it had not been trained on"
+    if record.config.input.eval_split == record.config.input.train_split:
+        where = "that it was trained on, too: that says little about others"
+    lines = [
+        f"{_trained(record, dataset)}. It names the right class for {top1:.1f} % (95 % interval: {low:.1f} – "
+        f"{high:.1f} %) of {samples:,} images {where}."
+    ]
+    classes = len(judged.classes) if judged else len(dataset.classes) if dataset else 0
+    if classes > 1:
+        lines.append(
+            f"Guessing among {classes:,} classes would be right {number_text(100 / classes)} % of the time."
+        )
+    if record.before.get("top1"):
+        lines.append(_before(record, top1))
+    return lines
+
+
+def _trained(record: Record, dataset: Dataset | None) -> str:
+    """Who was trained on what, without the full stop."""
+    config = record.config
+    name = PurePosixPath(str(config.data).rstrip("/")).name or str(config.data)
+    on = f"the dataset {name}"
+    if dataset is not None and config.input.train_split in dataset.split_names:
+        count = int(dataset.manifest["splits"][config.input.train_split]["samples"])
+        on = f"{count:,} images of {len(dataset.classes):,} classes ({name})"
+    start = " from pretrained weights" if config.model.pretrained else ""
+    return f"{config.model.arch} was trained{start} on {on}"
+
+
+def _accuracy(record: Record, judged: Judged | None) -> tuple[float, tuple[float, float], int]:
+    if judged is not None:
+        low, high = judged.figures["top1_interval"]
+        return judged.figures["top1"], (low, high), judged.figures["samples"]
+    assert record.best is not None
+    top1, samples = record.best[f"{record.judged}top1"], record.best[f"{record.judged}samples"]
+    return top1, interval_of(top1, samples), samples
+
+
+def _before(record: Record, after: float) -> str:
+    figures = record.before["top1"]
+    ways = [f"{value:.1f} % {_BEFORE.get(name, name)}" for name, value in figures.items()]
+    gain = after - max(figures.values())
+    return (
+        f"Before this training the pretrained weights reached {' and '.join(ways)}; after it {after:.1f} %: "
+        f"{abs(gain):.1f} points {'more' if gain >= 0 else 'less'}."
+    )
+
+
+def facts(record: Record, judged: Judged | None) -> list[tuple[str, str]]:
+    """Figures by name, for the row below the headline; what is not known is left out."""
+    summary, found = record.summary, []
+    if judged is not None:
+        figures, classes = judged.figures, len(judged.classes)
+        found.append(("top-1 accuracy", f"{figures['top1']:.2f} %"))
+        if classes > 5:
+            found.append(("right class among the best five", f"{figures['top5']:.2f} %"))
+        found.append(("loss", f"{figures['loss']:.4f}"))
+        found.append(("weights", "averaged over the training" if figures["averaged"] else "as trained"))
+    if record.best is not None:
+        found.append(("best epoch", f"{record.best['epoch']} of {record.evaluations[-1]['epoch']}"))
+    if summary:
+        found.append(("training time", clock(summary["wall_s"])))
+        if summary["images_per_s"]:
+            found.append(("speed", f"{summary['images_per_s']:,.0f} images/s"))
+        found.append(("processes", f"{summary['ranks']} × {summary['device'].upper()}"))
+        if summary["ended"]:
+            found.append(("ended early", summary["ended"]))
+    else:
+        found.append(("state", "not finished"))
+    return found

@@ -1,0 +1,61 @@
+"""The report of a run as HTML."""
+
+from __future__ import annotations
+
+import datetime
+
+from shard.dataset import Dataset
+from shard.errors import FeedlineError
+from train.page import template
+from train.report import figures
+from train.report.confusion import heat_map
+from train.report.headline import facts, headline
+from train.report.judged import Judged, class_names
+from train.report.pictures import thumbnails
+from train.report.record import Record
+
+MOST_MISTAKES = 24
+
+
+def page(record: Record, judged: Judged | None, dataset: Dataset | None, notes: list[str]) -> str:
+    """The page.
+
+    Args:
+        record: the run.
+        judged: its evaluation, if there is one.
+        dataset: that it was judged on, if it is still there.
+        notes: what is missing from the page, and why.
+    """
+    notes = list(notes)
+    names = class_names(judged.classes, dataset) if judged else []
+    pictures: list[str] = []
+    if judged and dataset and judged.mistakes:
+        about = judged.figures
+        try:
+            pictures = thumbnails(
+                dataset, about["split"], about["fingerprint"], [one.id for one in judged.mistakes]
+            )
+        except FeedlineError as error:
+            notes.append(f"The mistakes are shown without their images: {error}.")
+    return template("train", "run.html").render(
+        title=f"{record.root.resolve().name}: {record.config.model.arch}",
+        headline=headline(record, judged, dataset),
+        facts=facts(record, judged),
+        notes=notes,
+        curves=figures.curves(record),
+        speed=figures.speed(record),
+        phases=figures.phases(record),
+        judged=judged,
+        names=names,
+        heat=heat_map(judged.matrix, names) if judged else None,
+        calibration=figures.calibration(judged) if judged else None,
+        sizes=figures.sizes(judged) if judged else None,
+        classes=figures.by_class(judged, names) if judged else None,
+        averages=figures.averages(judged) if judged else None,
+        pictures=pictures,
+        history=figures.history(record),
+        bad=figures.bad_samples(record),
+        settings=figures.settings(record),
+        environment=figures.environment(record),
+        made=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    )

@@ -1,0 +1,127 @@
+"""What a run folder tells about a run, whether it has finished or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shard.errors import FeedlineError
+from train.assess.figures import bootstrap_interval
+from train.config import Config, load
+from train.run_folder import RunFolder
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A run, as its files have it.
+
+    Attributes:
+        root: the run folder.
+        config: its configuration.
+        train: metrics of the training, oldest first.
+        evaluations: metrics of the evaluations, oldest first.
+        before: what pretrained weights were worth before the training; {} if that was not measured.
+        summary: the result; {} of a run that has not finished.
+        history: starts, ends and bad samples, oldest first.
+    """
+
+    root: Path
+    config: Config
+    train: list[Line]
+    evaluations: list[Line]
+    before: Line
+    summary: Line
+    history: list[Line]
+
+    @property
+    def judged(self) -> str:
+        """Prefix of the figures that decide which evaluation is the best: those of averaged weights where there are."""
+        return "ema_" if any("ema_top1" in line for line in self.evaluations) else ""
+
+    @property
+    def best(self) -> Line | None:
+        """Line of the best evaluation, the first of equal ones."""
+        return max(self.evaluations, key=lambda line: line[f"{self.judged}top1"], default=None)
+
+    @property
+    def steps_per_epoch(self) -> float | None:
+        """Steps of an epoch; None before the first has ended."""
+        last = self.evaluations[-1] if self.evaluations else None
+        return last["step"] / last["epoch"] if last and last["epoch"] else None
+
+
+def read_record(root: Path) -> Record:
+    """Read a run folder.
+
+    Raises:
+        FeedlineError: it is none, or one of its files is damaged.
+    """
+    folder = RunFolder(root)
+    if not folder.config.exists():
+        raise FeedlineError(
+            f"{root} is no run folder ({folder.config} does not exist); give one of `python -m train`"
+        )
+    lines = _lines(folder.metrics)
+    kinds = {
+        kind: [line for line in lines if line.get("kind") == kind] for kind in ("train", "eval", "before")
+    }
+    summary = _summary(folder.summary)
+    before = (kinds["before"] or [{}])[-1]
+    return Record(
+        root=root,
+        config=load(folder.config),
+        train=kinds["train"],
+        evaluations=kinds["eval"],
+        before=before if before.get("top1") else {},
+        summary=summary,
+        history=_lines(folder.history),
+    )
+
+
+def _lines(path: Path) -> list[Line]:
+    """Lines of a JSONL file; one that is still being written is left out. None of a file that is not there."""
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    return [_line(text, path, number) for number, text in enumerate(whole.splitlines(), start=1)]
+
+
+def _line(text: str, path: Path, number: int) -> Line:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise FeedlineError(f"line {number} of {path} cannot be read: {error}; remove it") from error
+    if not isinstance(found, dict):
+        raise FeedlineError(f"line {number} of {path} is {text[:40]!r}, no object; remove it")
+    return found
+
+
+def _summary(path: Path) -> Line:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FeedlineError(f"{path} cannot be read: {error}; remove it") from error
+    return dict(found)
+
+
+def interval_of(top1: float, samples: int) -> tuple[float, float]:
+    """Bootstrap interval, percent, of an accuracy in percent of which only the number of samples is known."""
+    return bootstrap_interval(np.arange(samples) < round(top1 * samples / 100), seed=0)
+
+
+def total_seconds(train: Sequence[Line]) -> dict[str, float]:
+    """Seconds by phase (`train.meter.PHASES`) over all lines."""
+    total: dict[str, float] = {}
+    for line in train:
+        for phase, seconds in line.get("time_s", {}).items():
+            total[phase] = total.get(phase, 0.0) + seconds
+    return total
