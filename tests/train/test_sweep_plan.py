@@ -109,6 +109,17 @@ def test_values_that_no_training_takes_are_found_before_any(
         check_plan(Plan(flags=tuple(base), space=space))
 
 
+def test_images_of_pretrained_weights_are_settled_as_in_a_training(flags: list[str]) -> None:
+    base = [
+        w
+        for at, w in enumerate(flags)
+        if not {"--size", "--eval-size", "--lr", "--arch"} & {w, flags[at - 1]}
+    ]
+    tuning = ["--arch", "vit_tiny_patch16_384", "--pretrained", "timm", "--model-input"]
+    plan = Plan(flags=(*base, *tuning), space=parse_search(["lr=log(1e-4,1)"], FLAGS))
+    check_plan(plan)  # which takes images of 384 px alone
+
+
 def parse_names(words: list[str]) -> list[str]:
     return [word.partition("=")[0] for word in words]
 
