@@ -65,19 +65,22 @@ class Judged:
 def find_judged(record: Record, most: int) -> Judged | None:
     """The newest evaluation of the run's best checkpoint on its evaluation split; None: there is none.
 
-    One of an earlier best checkpoint does not count. Where the checkpoint itself is gone, the newest will do.
+    One of an earlier best checkpoint does not count, nor one of another dataset whose split has the same name. Where
+    the checkpoint itself is gone, the newest will do.
 
     Args:
         record: the run.
         most: mistakes that are read.
     """
     best = RunFolder(record.root).best
-    epoch = checkpoint.load(best)["epoch"] if best.exists() else None
+    content = checkpoint.load(best) if best.exists() else {}
+    wanted = {"split": record.config.input.eval_split}
+    wanted |= {key: content[key] for key in ("epoch", "fingerprint") if key in content}
     found = []
     for path in (record.root / "eval").glob(f"*/{FIGURES}"):
         about = _read_figures(path)
-        of_best = Path(str(about.get("checkpoint"))).stem == best.stem and epoch in (None, about.get("epoch"))
-        if of_best and about.get("split") == record.config.input.eval_split:
+        of_best = Path(str(about.get("checkpoint"))).stem == best.stem
+        if of_best and all(about.get(key) == value for key, value in wanted.items()):
             found.append((path.stat().st_mtime_ns, path.parent))
     return read_judged(max(found)[1], most) if found else None
 
