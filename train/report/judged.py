@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,8 @@ def class_names(classes: Sequence[str], dataset: Dataset | None) -> list[str]:
     if dataset is not None and dataset.manifest.get("class_names"):
         known |= dict(zip(dataset.classes, dataset.manifest["class_names"], strict=True))
     short = [known.get(name, "").split(",")[0].strip() or name for name in classes]
+    times = Counter(short)
     return [
-        f"{one} ({name})" if short.count(one) > 1 and one != name else one
+        f"{one} ({name})" if times[one] > 1 and one != name else one
         for one, name in zip(short, classes, strict=True)
     ]
