@@ -92,22 +92,26 @@ def measure(
             )
         step.net.eval()
         parts = []
-        for split, most in ((config.input.train_split, MOST_TRAIN), (config.input.eval_split, MOST_EVAL)):
+        splits = ((config.input.train_split, MOST_TRAIN), (config.input.eval_split, MOST_EVAL))
+        for split, most in splits if how else splits[:1]:  # for the head alone nothing is judged
             part = _features(step, config, dataset, split, most, world, stopping)
             if part is None:
                 return {}
             parts.append(part)
-        train, held_out = parts
+        train, held_out = parts[0], parts[-1]
         classes = len(dataset.classes)
         probe = fit(train, classes) if starts_head or "probe" in how else None
-        found |= {"samples": len(held_out.labels), "train_samples": len(train.labels), "head": "random"}
+        judged = len(held_out.labels) if how else 0
+        found |= {"samples": judged, "train_samples": len(train.labels), "head": "random"}
         if "knn" in how:
             top1["knn"] = knn_top1(train, held_out, classes)
         if probe is not None and "probe" in how:
             top1["probe"] = probe.top1(held_out)
-        if probe is not None and starts_head and start_head(step.net, probe, config.input.eval_size):
-            world.broadcast_(step.net.parameters())  # ranks may round differently
-            found["head"] = "probe"
+        if probe is not None and starts_head:
+            started = start_head(step.net, probe, config.input.eval_size)
+            # Ranks may round differently, and so find otherwise whether it worked: the first one's holds.
+            world.broadcast_(step.net.parameters())
+            found["head"] = "probe" if world.gather(started)[0] else "random"
     if not how and found["head"] == "random":
         return {}
     return found | {"took_s": round(time.perf_counter() - began, 1)}
@@ -179,7 +183,8 @@ def knn_top1(train: Features, held_out: Features, classes: int) -> float:
 def before_line(found: dict[str, Any]) -> str:
     """Line of progress about it."""
     figures = ", ".join(f"{NAMES[name]} {value:.2f} %" for name, value in found["top1"].items())
-    measured = f"before: top-1 by {figures}  {_of(found)}" if figures else f"before: {_of(found)}"
+    features = f"features of {found['train_samples']} training samples"
+    measured = f"before: top-1 by {figures}  {_of(found)}" if figures else f"before: {features}"
     head = "; the head starts as the linear probe" if found.get("head") == "probe" else ""
     return f"{measured} in {found['took_s']:.1f} s{head}"
 

@@ -79,11 +79,13 @@ class Config:
         """Reject an interval that never ends, and groups that do not go together."""
         if self.log_every < 1:
             raise FeedlineError(f"log_every is {self.log_every}; it must be at least 1")
-        if self.mix.enabled and self.mix.mix_mode == "elem" and self.input.repeats > 1:
-            raise FeedlineError(
-                f"mix_mode is 'elem' and repeats {self.input.repeats}: a sample's repeats would all mix alike; use "
-                "mix_mode batch"
-            )
+        if self.mix.enabled and self.mix.mix_mode == "elem":
+            for name, once in (("repeats", 1), ("balance", 0)):
+                if getattr(self.input, name) > once:
+                    raise FeedlineError(
+                        f"mix_mode is 'elem' and {name} {getattr(self.input, name)}: a sample's repeats would all mix "
+                        "alike; use mix_mode batch"
+                    )
 
 
 def flat(config: Any) -> dict[str, Any]:

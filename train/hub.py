@@ -16,7 +16,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from torch import nn
 
 from shard.errors import FeedlineError
-from train.pretrained import reason
+from train.pretrained import known_to_timm, reason
 
 _PATIENCE_S = 5.0
 _FILES = ("model.safetensors", "pytorch_model.bin")
@@ -29,7 +29,7 @@ def create_from_timm(arch: str, num_classes: int, arguments: dict[str, Any]) -> 
         FeedlineError: timm has no weights of it, or they cannot be fetched; says how to bring them.
         TypeError: timm's constructor does not take an argument.
     """
-    known = timm.get_pretrained_cfg(arch)
+    known = known_to_timm(arch)
     where = None if known is None else known.to_dict()
     cached = where and _cached(where)
     overlay = {"pretrained_cfg_overlay": {"file": cached}} if cached else {}

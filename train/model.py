@@ -20,7 +20,15 @@ from train.head import put_mlp
 from train.hub import create_from_timm
 from train.mix import blend
 from train.models.blurpool import apply_blurpool
-from train.pretrained import FROM_TIMM, Color, has_timms_labels, load_pretrained, own_input, reason
+from train.pretrained import (
+    FROM_TIMM,
+    Color,
+    has_timms_labels,
+    known_to_timm,
+    load_pretrained,
+    own_input,
+    reason,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +154,7 @@ def make_model(
             f"arch is {config.arch!r}, which neither timm nor train/models has"
             + (f"; did you mean {near[0]!r}?" if near else "; see timm.list_models()")
         )
+    known_to_timm(config.arch)  # its tag, with or without weights
     pretrained = None if resumed else config.pretrained
     model = _create(config, num_classes, fetch=pretrained == FROM_TIMM)
     own_head = pretrained == FROM_TIMM and has_timms_labels(config.arch, classes or ())

@@ -16,7 +16,7 @@ import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import load_state_dict
+from timm.models import PretrainedCfg, load_state_dict
 from torch import nn
 
 from loader.params import INTERPOLATIONS
@@ -24,6 +24,7 @@ from shard.errors import FeedlineError
 from train import checkpoint
 from train.checkpoint import DamagedError, verify
 from train.head import in_head
+from train.naming import nearest
 
 FROM_TIMM = Path("timm")
 Color = tuple[float, float, float]
@@ -87,11 +88,38 @@ def own_input(arch: str, pretrained: Path) -> OwnInput:
             return _of_run(ours["config"], pretrained)
         described = path.with_name("config.json")
         if pretrained.is_dir() and described.is_file():
-            found = json.loads(described.read_text(encoding="utf-8"))
-            return _of_timm(found.get("pretrained_cfg", found), str(described))
-    known = timm.get_pretrained_cfg(arch)
+            return _of_timm(_described(described), str(described))
+    known = known_to_timm(arch)
     name = arch if known is None or not known.tag or "." in arch else f"{arch}.{known.tag}"
     return _of_timm({} if known is None else known.to_dict(), f"timm of {name}")
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What config.json of a Hugging Face folder says about the images."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        about: dict[str, Any] = found.get("pretrained_cfg", found)
+    except (OSError, ValueError, AttributeError) as error:
+        raise FeedlineError(
+            f"pretrained: {path} cannot be read: {error}; fetch it again, or give model.safetensors itself"
+        ) from error
+    return about
+
+
+def known_to_timm(arch: str) -> PretrainedCfg | None:
+    """What timm knows of the weights of a model; None: it has no such model.
+
+    Raises:
+        FeedlineError: the model is there, and has no weights of that tag.
+    """
+    try:
+        return timm.get_pretrained_cfg(arch)
+    except RuntimeError as error:
+        name = arch.partition(".")[0]
+        tags = [known for known in timm.list_pretrained(f"{name}.*") if known.partition(".")[0] == name]
+        raise FeedlineError(
+            f"arch is {arch!r}, a tag that timm does not have; {nearest(arch, tags)}"
+        ) from error
 
 
 def _of_run(config: dict[str, Any], pretrained: Path) -> OwnInput:
@@ -132,7 +160,7 @@ def _of_timm(known: dict[str, Any], source: str) -> OwnInput:
 
 def has_timms_labels(arch: str, classes: Sequence[str]) -> bool:
     """Whether timm's weights of `arch` tell these classes apart, in this order: those of an ImageNet, by wnid."""
-    known = timm.get_pretrained_cfg(arch)
+    known = known_to_timm(arch)
     if known is None or known.num_classes != len(classes):
         return False
     subset = infer_imagenet_subset(known.to_dict())

@@ -45,6 +45,8 @@ def test_names_are_unique_over_groups() -> None:
         ("[1, 2]", "the file is"),
         ("a: [", "is not valid YAML"),
         ("schedule: {duration: 0ep}", "duration is '0ep'"),
+        ("{mix: {mixup: 0.2, mix_mode: elem}, input: {repeats: 3}}", "and repeats 3: .* all mix alike"),
+        ("{mix: {mixup: 0.2, mix_mode: elem}, input: {balance: 0.5}}", r"and balance 0\.5: .* all mix alike"),
     ],
 )
 def test_wrong_files_are_errors(text: str, message: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,19 @@ def test_figures_are_those_of_the_runs_own_evaluation(run: Path, done: Path, dat
     assert mine["averaged"] is True
     low, high = mine["top1_interval"]
     assert low < mine["top1"] < high
+
+
+def test_figures_are_there_with_all_other_files_or_not_at_all(
+    run: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = shutil.copytree(done, tmp_path / "out")
+    monkeypatch.setattr("train.assess.files.write_parquet", full)
+    assert main(["eval", str(run), "--device", "cpu", "--batch-size", "8", "--out", str(out)]) == 1
+    assert not (out / "evaluation.json").exists()
+    assert (out / "predictions.parquet").exists()  # of the evaluation before
 
 
 def test_files_fit_together(done: Path, dataset_dir: Path) -> None:

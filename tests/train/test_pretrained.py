@@ -152,8 +152,22 @@ def test_a_folder_of_the_hub_says_what_it_is_for(tmp_path: Path) -> None:
     assert "lanczos, which is not to be had" in found.source
     assert "crop squash, which is not to be had" in found.source
     make_model(ModelConfig(arch=ARCH, pretrained=tmp_path), 4, CPU)
+    for text in ("{", "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(FeedlineError, match=r"config\.json cannot be read: .*; fetch it again"):
+            own_input(ARCH, tmp_path)
     with pytest.raises(FeedlineError, match=r"a folder with neither checkpoints/best\.pt"):
         own_input(ARCH, tmp_path.parent)
+
+
+def test_a_tag_that_timm_does_not_have_is_one_line() -> None:
+    reason = r"arch is 'resnet50\.a1_in1', a tag that timm does not have; did you mean 'resnet50\.a1_in1k'\?"
+    for make in (
+        lambda: own_input("resnet50.a1_in1", FROM_TIMM),
+        lambda: make_model(ModelConfig(arch="resnet50.a1_in1"), 4, CPU),
+    ):
+        with pytest.raises(FeedlineError, match=reason):
+            make()
 
 
 @pytest.fixture
@@ -215,5 +229,5 @@ def test_weights_that_there_are_not(empty_cache: Path, monkeypatch: pytest.Monke
 
 def test_weights_of_another_network_say_of_which(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "cifar_resnet9", NAMES, 32)
-    with pytest.raises(FeedlineError, match="does not fit the model: .*; it is of --arch cifar_resnet9"):
+    with pytest.raises(FeedlineError, match=r"does not fit the model: .*; it is of --arch cifar_resnet9"):
         make_model(ModelConfig(arch=ARCH, pretrained=run), 4, CPU)

@@ -1,12 +1,23 @@
 """A linear probe, and heads that start as one."""
 
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 import torch
 
+from shard.dataset import Dataset
+from train import before
+from train.before import before_line
+from train.config import Config
+from train.distributed import World
 from train.features import Extractor, Features
 from train.freeze import set_train_mode
 from train.model import ModelConfig, Normalized, make_model
 from train.probe import Probe, fit, start_head
+from train.step import TrainStep
 
 SIDE = 32
 
@@ -65,3 +76,40 @@ def test_norms_can_keep_their_statistics_while_their_weights_learn() -> None:
     set_train_mode(net)
     net(images(4))
     assert any(not torch.equal(buffers[name], value) for name, value in net.named_buffers())
+
+
+class Second(World):
+    """The second rank of two, with what it is asked for."""
+
+    def __init__(self, asked: list[str]) -> None:
+        super().__init__(rank=1, size=2)
+        object.__setattr__(self, "asked", asked)
+
+    def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
+        self.asked.append("broadcast")
+
+    def gather(self, value: Any) -> list[Any]:
+        self.asked.append("gather")
+        return [True, value]
+
+
+def test_ranks_whose_probes_come_out_differently_go_on_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = model("test_resnet")
+    asked: list[str] = []
+    splits: list[str] = []
+    features = Features(torch.arange(8), torch.arange(8) % 2, torch.randn(8, 5))
+
+    def of(step: Any, config: Any, dataset: Any, split: str, *rest: Any) -> Features:
+        splits.append(split)
+        return features
+
+    monkeypatch.setattr(before, "_features", of)
+    monkeypatch.setattr(before, "start_head", lambda *given: False)  # here it has not worked
+    found = before.measure(
+        cast(TrainStep, SimpleNamespace(net=net)), Config(), Dataset(Path(), ("a", "b"), "", {}), Second(asked),
+        [], True, lambda: None, lambda: False,
+    )  # fmt: skip
+    assert found["head"] == "probe"  # as the first rank has it
+    assert asked == ["broadcast", "gather"]
+    assert splits == ["train"]  # nothing is judged
+    assert before_line(found).startswith("before: features of 8 training samples in ")

@@ -154,7 +154,7 @@ def test_an_evaluation_of_an_earlier_checkpoint_or_another_split_does_not_count(
     (file,) = root.glob("eval/*/evaluation.json")
     found = json.loads(file.read_text())
     assert find_judged(read_record(root), 3) is not None
-    for change in ({"epoch": 7}, {"split": "train"}, {"checkpoint": "x/last.pt"}):
+    for change in ({"epoch": 7}, {"split": "train"}, {"checkpoint": "x/last.pt"}, {"fingerprint": "other"}):
         file.write_text(json.dumps(found | change))
         assert find_judged(read_record(root), 3) is None
     file.write_text(json.dumps(found | {"epoch": 7}))
@@ -291,6 +291,14 @@ def test_before_and_after_and_doubt(run: Path) -> None:
     )
     assert "says little about others" in headline(same, judged, None)[0]
     assert "(95 % interval: " in headline(record, None, None)[0]  # by the training's own evaluation
+
+
+def test_a_loss_that_is_not_finite_is_no_point_of_a_curve(run: Path) -> None:
+    record = read_record(run)
+    first, last = record.evaluations
+    broken = replace(record, evaluations=[first, last | {"loss": float("inf"), "ema_loss": float("nan")}])
+    assert [one.caption for one in figures.curves(broken)] == ["Loss", "Accuracy", "Learning rate"]
+    assert f"validation from {first['loss']:.4g} to {first['loss']:.4g}" in figures.curves(broken)[0].label
 
 
 def test_images_of_another_dataset_are_refused(dataset_dir: Path) -> None:

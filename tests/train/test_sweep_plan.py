@@ -78,13 +78,15 @@ def test_mistakes_in_the_space(words: list[str], reason: str) -> None:
         (("--lr", "1"), ["lr=log(1e-4,1)"], "--lr is both searched and given"),
         (("--duration=3ep",), ["epochs=int(1,3)"], "--epochs is both searched and given"),
         (("--no-flip-tta",), ["flip-tta=choice(true,false)"], "--flip-tta is both searched and given"),
-        ((), ["epochs=int(1,3)", "duration=choice(1ep,2ep)"], "epochs and duration, which are the same"),
+        ((), ["epochs=int(1,3)", "duration=choice(1ep,2ep)"], "epochs and duration, which set the same"),
+        (("--model", "resnet18"), ["arch=choice(resnet26,resnet50)"], "--arch is both searched and given"),
+        (("--freeze", "conv1"), ["freeze-epochs=int(1,3)"], "--freeze-epochs is both searched and given"),
         (("--run_dir", "x"), ["lr=log(1e-4,1)"], "--run-dir makes no sense in a sweep"),
     ],
 )
 def test_flags_that_do_not_go_together(flags: tuple[str, ...], words: list[str], reason: str) -> None:
     with pytest.raises(FeedlineError, match=reason):
-        Plan(flags=flags, space=parse_search(words, FLAGS))
+        Plan(flags=flags, space=parse_search(words, {*FLAGS, "arch", "freeze-epochs"}))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,17 @@ def test_values_that_no_training_takes_are_found_before_any(
     space = parse_search(words, {*FLAGS, "optimizer", "momentum"})
     with pytest.raises(FeedlineError, match=f"a trial could not run, {reason}"):
         check_plan(Plan(flags=tuple(base), space=space))
+
+
+def test_images_of_pretrained_weights_are_settled_as_in_a_training(flags: list[str]) -> None:
+    base = [
+        w
+        for at, w in enumerate(flags)
+        if not {"--size", "--eval-size", "--lr", "--arch"} & {w, flags[at - 1]}
+    ]
+    tuning = ["--arch", "vit_tiny_patch16_384", "--pretrained", "timm", "--model-input"]
+    plan = Plan(flags=(*base, *tuning), space=parse_search(["lr=log(1e-4,1)"], FLAGS))
+    check_plan(plan)  # which takes images of 384 px alone
 
 
 def parse_names(words: list[str]) -> list[str]:

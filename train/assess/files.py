@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shard.dataset import Split
+from shard.errors import FeedlineError
 from train.assess.evaluation import Evaluation
 from train.assess.picture import draw_confusion, has_matplotlib
 from train.assess.report import report
@@ -50,16 +51,21 @@ def write(
         FeedlineError: the disk does not take them.
     """
     writers: dict[str, Callable[[Path], object]] = {
-        FIGURES: lambda path: path.write_text(
-            json.dumps(about | found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            encoding="utf-8",
-        ),
         REPORT: lambda path: path.write_text(report(found, whole=True), encoding="utf-8"),
         PREDICTIONS: lambda path: write_parquet(predictions(found.classes, samples, split, sources), path),
         MATRIX: lambda path: _save(path, found.matrix),
     }
     if has_matplotlib():
         writers[PICTURE] = lambda path: draw_confusion(found, path)
+    # Last, and the earlier one goes first: who finds figures may rely on it that the other files are of the same.
+    writers[FIGURES] = lambda path: path.write_text(
+        json.dumps(about | found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        encoding="utf-8",
+    )
+    try:
+        (folder / FIGURES).unlink(missing_ok=True)
+    except OSError as error:
+        raise FeedlineError(f"cannot write into {folder}: {error.strerror}") from error
     for name, writer in writers.items():
         with whole(folder / name) as aside:
             writer(aside)

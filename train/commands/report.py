@@ -55,7 +55,12 @@ def _judged(record: Record, data: str | None, notes: list[str]) -> Judged | None
             f"There are no figures by class and no mistakes, because the run could not be evaluated: {error}"
         )
         return None
-    return find_judged(record, MOST_MISTAKES)
+    judged = find_judged(record, MOST_MISTAKES)
+    if judged is None:
+        notes.append(
+            f"There are no figures by class and no mistakes, because {data} is another dataset than the run's."
+        )
+    return judged
 
 
 def _dataset(record: Record, judged: Judged | None, data: str | None, notes: list[str]) -> Dataset | None:

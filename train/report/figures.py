@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,8 @@ def _x_label(record: Record) -> str:
 
 
 def _points(lines: Sequence[Line], key: str, at: Callable[[Line], float]) -> list[Point]:
-    return [(at(line), float(line[key])) for line in lines if line.get(key) is not None]
+    found = [(at(line), float(line[key])) for line in lines if line.get(key) is not None]
+    return [(x, y) for x, y in found if math.isfinite(y)]  # an evaluation's loss may be none, as of fp16
 
 
 def phases(record: Record) -> Chart:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,19 +66,22 @@ class Judged:
 def find_judged(record: Record, most: int) -> Judged | None:
     """The newest evaluation of the run's best checkpoint on its evaluation split; None: there is none.
 
-    One of an earlier best checkpoint does not count. Where the checkpoint itself is gone, the newest will do.
+    One of an earlier best checkpoint does not count, nor one of another dataset whose split has the same name. Where
+    the checkpoint itself is gone, the newest will do.
 
     Args:
         record: the run.
         most: mistakes that are read.
     """
     best = RunFolder(record.root).best
-    epoch = checkpoint.load(best)["epoch"] if best.exists() else None
+    content = checkpoint.load(best) if best.exists() else {}
+    wanted = {"split": record.config.input.eval_split}
+    wanted |= {key: content[key] for key in ("epoch", "fingerprint") if key in content}
     found = []
     for path in (record.root / "eval").glob(f"*/{FIGURES}"):
         about = _read_figures(path)
-        of_best = Path(str(about.get("checkpoint"))).stem == best.stem and epoch in (None, about.get("epoch"))
-        if of_best and about.get("split") == record.config.input.eval_split:
+        of_best = Path(str(about.get("checkpoint"))).stem == best.stem
+        if of_best and all(about.get(key) == value for key, value in wanted.items()):
             found.append((path.stat().st_mtime_ns, path.parent))
     return read_judged(max(found)[1], most) if found else None
 
@@ -144,7 +148,8 @@ def class_names(classes: Sequence[str], dataset: Dataset | None) -> list[str]:
     if dataset is not None and dataset.manifest.get("class_names"):
         known |= dict(zip(dataset.classes, dataset.manifest["class_names"], strict=True))
     short = [known.get(name, "").split(",")[0].strip() or name for name in classes]
+    times = Counter(short)
     return [
-        f"{one} ({name})" if short.count(one) > 1 and one != name else one
+        f"{one} ({name})" if times[one] > 1 and one != name else one
         for one, name in zip(short, classes, strict=True)
     ]

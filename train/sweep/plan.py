@@ -12,6 +12,7 @@ from shard.errors import FeedlineError
 from train.cli import UsageError, flag_names, parse
 from train.config import Config, differences, from_dict, to_dict
 from train.plan import check
+from train.settle import settled
 from train.sweep.space import Dimension, Value, parse_search, require_free
 from train.whole import whole
 
@@ -93,10 +94,11 @@ def check_plan(plan: Plan) -> Checked:
         values = {one.flag: one.corner(corner) for one in plan.space}
         flags = plan.trial_flags(values)
         try:
-            config = parse(flags).settings
+            options = parse(flags)
+            config = options.settings
             assert config.data is not None  # parse() sees to it
             dataset = Dataset.open(config.data)
-            check(config, dataset)
+            check(settled(config, None, options.given), dataset)
         except (UsageError, FeedlineError) as error:
             searched = " ".join(flags[len(plan.flags) :])
             raise FeedlineError(f"a trial could not run, with {searched}: {error}") from error

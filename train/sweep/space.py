@@ -110,10 +110,18 @@ def parse_search(words: Sequence[str], flags: Collection[str]) -> tuple[Dimensio
     return tuple(found.values())
 
 
-def key_of(flag: str) -> str:
+_SHORT = {
+    "epochs": {"duration"},
+    "warmup-epochs": {"warmup"},
+    "freeze-epochs": {"freeze", "freeze-for"},
+    "model": {"arch"},
+}
+
+
+def keys_of(flag: str) -> set[str]:
     """What a flag sets: --epochs is short for --duration, --no-compile sets what --compile does."""
     name = flag.partition("=")[0].lstrip("-").replace("_", "-")
-    return {"epochs": "duration", "warmup-epochs": "warmup"}.get(name, name)
+    return _SHORT.get(name, {name})
 
 
 def require_free(space: Iterable[Dimension], given: Sequence[str]) -> None:
@@ -123,15 +131,17 @@ def require_free(space: Iterable[Dimension], given: Sequence[str]) -> None:
         space: what is searched.
         given: words of the training's command line.
     """
-    words = {key_of(word) for word in given if word.startswith("--")}
+    words = {key for word in given if word.startswith("--") for key in keys_of(word)}
     seen: dict[str, str] = {}
     for one in space:
-        key = key_of(one.flag)
-        if key in words or f"no-{key}" in words:
-            raise FeedlineError(f"--{one.flag} is both searched and given; leave one out")
-        if key in seen:
-            raise FeedlineError(f"--search has {seen[key]} and {one.flag}, which are the same; leave one out")
-        seen[key] = one.flag
+        for key in sorted(keys_of(one.flag)):
+            if key in words or f"no-{key}" in words:
+                raise FeedlineError(f"--{one.flag} is both searched and given; leave one out")
+            if key in seen:
+                raise FeedlineError(
+                    f"--search has {seen[key]} and {one.flag}, which set the same; leave one out"
+                )
+            seen[key] = one.flag
 
 
 def _flag(name: str, flags: Collection[str]) -> str:
