@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from shard.errors import FeedlineError
 from shard.jpeg import Layout, MarkerError, find_end, parse, without
@@ -40,6 +40,18 @@ KEEPABLE = ("progressive", "arithmetic", "trailing", "warning")
 # What libjpeg warns of when pixels are missing or wrong: nothing can bring them back.
 _LOST = ("premature end", "bad huffman", "bad arithmetic", "found marker", "progression", "bogus")
 _CLOSING = b"\xff\xd9"
+
+# What turns pixels upright, by the orientation that the camera noted (Exif 2.3, tag 274). Not ImageOps.exif_transpose:
+# it also writes the rest of the note anew, and raises on what is odd there.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Exif = Literal["strip", "apply", "keep"]
 
@@ -196,7 +208,7 @@ def _convert(data: bytes, policy: Policy, kind: str = "", why: str = "") -> Chec
         changes["exif"] = f"orientation {orientation} removed"
         if policy.exif == "apply":
             changes["exif"] = "orientation applied"
-            picture = ImageOps.exif_transpose(image)
+            picture = image.transpose(_TURNS[orientation])
     if reduced := _reduced(picture.width, picture.height, policy):
         changes["size"] = f"{picture.width} x {picture.height} reduced to {reduced[0]} x {reduced[1]}"
         picture = _eight_bits(picture).resize(reduced, Image.Resampling.LANCZOS)
@@ -207,13 +219,19 @@ def _convert(data: bytes, policy: Policy, kind: str = "", why: str = "") -> Chec
         image.format = "JPEG"  # of an MPO the first picture; "keep" wants to hear it
         image.save(buffer, "JPEG", quality="keep", exif=b"")
     else:
-        _eight_bits(picture).save(buffer, "JPEG", quality=policy.quality, subsampling=0, exif=b"")
+        # Pillow would put a GIF's comment in, and raise where it is too long for a JPEG.
+        _eight_bits(picture).save(
+            buffer, "JPEG", quality=policy.quality, subsampling=0, exif=b"", comment=b""
+        )
     return Checked(buffer.getvalue(), picture.width, picture.height, changes)
 
 
 def _orientation(image: Image.Image) -> int:
     """What the camera noted, 1 (upright) to 8; 1 where it noted nothing, or nothing that can be read."""
-    noted = image.getexif().get(ExifTags.Base.Orientation, 1)
+    try:
+        noted = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # noqa: BLE001  (Pillow raises anything on a note that is broken; pixels do not depend on it)
+        return 1
     return int(noted) if noted in range(2, 9) else 1
 
 

@@ -6,7 +6,7 @@ import io
 import warnings
 from functools import cache
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from shard.jpeg import MarkerError, find_end, parse
 
@@ -14,6 +14,7 @@ from shard.jpeg import MarkerError, find_end, parse
 MAX_PIXELS = 178_956_970
 # A progressive file of a few kilobytes can hold thousands of scans that each take a full pass to decode.
 _MAX_SCANS = 200
+_MOST_TILE = 1 << 24  # pixels of a TIFF's tile, of which an image may be a small part
 # Others are read by Pillow's rarer plugins, or run programs (EPS), or are no pictures.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands; ISO/IEC 23008-12
@@ -74,7 +75,11 @@ def load(data: bytes) -> ImageFile.ImageFile:
 def _open(data: bytes) -> ImageFile.ImageFile:
     """Read the header with Pillow; raises as `load`."""
     try:
-        return Image.open(io.BytesIO(data), formats=_formats())
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        if image.format == "TIFF":
+            _limit_tile(image)
+    except BadImageError:
+        raise
     except UnidentifiedImageError as error:
         heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC
         raise NotAnImageError(
@@ -84,6 +89,19 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         raise TooManyPixelsError(f"more than {MAX_PIXELS} pixels") from error
     except Exception as error:
         raise BadImageError(_reason(error)) from error
+    return image
+
+
+def _limit_tile(image: Image.Image) -> None:
+    """Refuse a TIFF whose tiles are much larger than it, since a whole one is decoded whatever the image's size."""
+    tags = getattr(image, "tag_v2", {})
+    sides = [tags.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
+    if not all(isinstance(side, int) for side in sides):
+        raise BadImageError("damaged: its tiles have no size")
+    if sides[0] * sides[1] > max(_MOST_TILE, 2 * image.width * image.height):
+        raise BadImageError(
+            f"tiles of {sides[0]} x {sides[1]} pixels, for an image of {image.width} x {image.height}"
+        )
 
 
 def _reason(error: Exception) -> str:

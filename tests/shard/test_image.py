@@ -2,13 +2,15 @@
 
 import io
 import struct
+import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from shard.errors import FeedlineError
-from shard.image import BadImageError, Checked, NotAnImageError, Policy, TooManyPixelsError, check, size_of
+from shard.image import BadImageError, Checked, Exif, NotAnImageError, Policy, TooManyPixelsError, check, size_of
 from tests.shard.fuzz import Decoders, fuzz
 from tests.shard.hostile import Odd, corpus, encoded, exif, picture
 
@@ -94,6 +96,44 @@ def test_orientation_is_removed_applied_or_kept() -> None:
     assert np.abs(pixels(applied.data) - upright).mean() < 3
     assert Image.open(io.BytesIO(applied.data)).getexif().get(0x0112, 1) == 1
     assert [list(one.changes) for one in (stripped, applied, kept)] == [["exif"], ["exif"], []]
+
+
+@pytest.mark.parametrize("how", ["strip", "apply"])
+@pytest.mark.parametrize("note", [b"garbage, no TIFF", b"II*\0", exif(None)[6:] + b"\xff"])
+def test_a_broken_note_of_the_camera_is_none(how: Exif, note: bytes) -> None:
+    """Pillow raises whatever it likes on it, and the pixels are sound."""
+    plain = encoded(picture(), "PNG")
+    chunk = struct.pack(">I", len(note)) + b"eXIf" + note + struct.pack(">I", zlib.crc32(b"eXIf" + note))
+    found = check(plain[:33] + chunk + plain[33:], Policy(exif=how))  # behind the header's chunk
+    assert (found.data, list(found.changes)) == (check(plain).data, ["format"])
+
+
+def test_orientation_is_applied_whatever_else_is_noted() -> None:
+    note = Image.Exif()
+    note[0x0112], note[0x010F] = 6, "camera"
+    data = bytearray(encoded(picture(), "PNG", exif=note.tobytes()))
+    at = data.index(b"eXIf")
+    data[data.index(b"\x01\x0f\x00\x02", at) + 3] = 3  # the maker as numbers, which Pillow does not write again
+    (size,) = struct.unpack(">I", data[at - 4 : at])
+    data[at + 4 + size : at + 8 + size] = struct.pack(">I", zlib.crc32(data[at : at + 4 + size]))
+    assert check(bytes(data), Policy(exif="apply")).changes["exif"] == "orientation applied"
+
+
+def test_a_long_comment_is_left_out() -> None:
+    data = encoded(picture().convert("P"), "GIF", comment=b"c" * 70_000)
+    assert check(data).data == check(encoded(picture().convert("P"), "GIF")).data
+
+
+@pytest.mark.parametrize("judge", [size_of, check])
+def test_a_tile_much_larger_than_its_image(judge: Callable[[bytes], object]) -> None:
+    """All of it would be decoded: gigabytes, from a file of a few."""
+    data = encoded(picture(), "TIFF", compression="tiff_deflate", tile=(1024, 1024))
+    judge(data)
+    for side in (322, 323):
+        assert struct.pack("<HHIHH", side, 3, 1, 1024, 0) in data
+        data = data.replace(struct.pack("<HHIHH", side, 3, 1, 1024, 0), struct.pack("<HHII", side, 4, 1, 40_000))
+    with pytest.raises(BadImageError, match="tiles of 40000 x 40000 pixels, for an image of 130 x 100"):
+        judge(data)
 
 
 def test_what_a_policy_keeps_is_stored_as_it_is() -> None:
