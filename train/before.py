@@ -22,7 +22,7 @@ from train.distributed import World
 from train.evaluate import Result
 from train.features import Extractor, Features
 from train.knn import NEIGHBOURS, Bank, KnnAccuracy
-from train.probe import fit, start_head
+from train.probe import HEAD_C, fit, start_head
 from train.step import TrainStep
 
 MOST_TRAIN, MOST_EVAL = 10_000, 5_000  # samples
@@ -100,15 +100,14 @@ def measure(
             parts.append(part)
         train, held_out = parts[0], parts[-1]
         classes = len(dataset.classes)
-        probe = fit(train, classes) if starts_head or "probe" in how else None
         judged = len(held_out.labels) if how else 0
         found |= {"samples": judged, "train_samples": len(train.labels), "head": "random"}
         if "knn" in how:
             top1["knn"] = knn_top1(train, held_out, classes)
-        if probe is not None and "probe" in how:
-            top1["probe"] = probe.top1(held_out)
-        if probe is not None and starts_head:
-            started = start_head(step.net, probe, config.input.eval_size)
+        if "probe" in how:
+            top1["probe"] = fit(train, classes).top1(held_out)
+        if starts_head:
+            started = start_head(step.net, fit(train, classes, HEAD_C), config.input.eval_size)
             # Ranks may round differently, and so find otherwise whether it worked: the first one's holds.
             world.broadcast_(step.net.parameters())
             found["head"] = "probe" if world.gather(started)[0] else "random"

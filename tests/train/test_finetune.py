@@ -128,7 +128,9 @@ def test_a_new_head_starts_as_the_probe(trees: Path, source: Path, tuned: Path, 
         f"--keep-statistics --run-dir {tmp_path}"
     )
     assert main(text.split()) == 0
-    probe = json.loads((tuned / "summary.json").read_text())["before"]["top1"]["probe"]
+    probe = json.loads((tuned / "summary.json").read_text())["before"]["top1"][
+        "probe"
+    ]  # a bolder one, of easy classes
     assert json.loads((tmp_path / "summary.json").read_text())["best_top1"] == probe
 
 
@@ -264,17 +266,21 @@ def test_a_part_of_large_splits_is_the_same_on_any_number_of_ranks(
     assert (summary["before"]["train_samples"], summary["before"]["samples"]) == (21, 13)
 
 
-def test_the_probe_is_scikit_learns_logistic_regression() -> None:
+@pytest.mark.parametrize("c", [1, 0.01])
+def test_the_probe_is_scikit_learns_logistic_regression(c: float) -> None:
     rng = np.random.default_rng(0)
     centres = rng.normal(0, 1, (4, 12))
     labels = rng.integers(0, 4, 400)
     values = (centres[labels] + rng.normal(0, 1.5, (400, 12))) * rng.uniform(0.1, 30, 12)
     scaler = StandardScaler().fit(values[:200])
-    model = LogisticRegression(max_iter=1000).fit(scaler.transform(values[:200]), labels[:200])
+    model = LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(values[:200]), labels[:200])
     theirs = 100 * model.score(scaler.transform(values[200:]), labels[200:])
     train, held_out = (
         Features(torch.arange(200), torch.from_numpy(labels[part]), torch.from_numpy(values[part]).float())
         for part in (slice(200), slice(200, None))
     )
     assert 50 < theirs < 95
-    assert fit(train, 4).top1(held_out) == pytest.approx(theirs, abs=0.51)  # one sample
+    found = fit(train, 4, c)
+    assert found.top1(held_out) == pytest.approx(theirs, abs=0.51)  # one sample
+    given = found(held_out.values).softmax(dim=1).numpy()
+    assert np.allclose(given, model.predict_proba(scaler.transform(values[200:])), atol=0.01)

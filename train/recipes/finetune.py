@@ -12,12 +12,12 @@ Expected accuracy: depends on the dataset; docs/recipes.md measures it between c
 model; a head of another size or for other classes starts afresh. Images are as the weights had them (--model-input);
 the sizes below are for a training without. Another --model may need --drop-path 0. Layer decay is 0.8, since timm's
 weights of convnext_tiny come from ImageNet-12k; for weights from ImageNet-1k alone give --layer-decay 0.7.
-Not published, our choice: the learning rate 2.5e-4 for a batch of 128, since the new head starts at random (the layers
-before it learn slower and slower); a warm-up of one epoch; crops of at least 0.35 of the area, since a fine-tuned
+Not published, our choice: the learning rate 2.5e-4 for a batch of 128 (the layers before the head learn slower and
+slower); a warm-up of one epoch; crops of at least 0.35 of the area, since a fine-tuned
 network should see whole objects. Left out: head_init_scale, which only ConvNeXt has, so that --arch may be any network;
 --model-args head_init_scale=0.001 is as published.
 A new head starts as the linear probe of the pretrained features: Kumar et al., "Fine-tuning can distort pretrained
-features and underperform out-of-distribution", 2022 (LP-FT). With batch norms and few images --keep-statistics helps.
+features and underperform out-of-distribution", 2022 (LP-FT); docs/recipes.md measures what that is worth.
 --freeze-epochs 2 lets the head learn alone first.
 """
 
