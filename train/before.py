@@ -203,8 +203,8 @@ def table(found: dict[str, Any], after: float, epoch: int, samples: int) -> str:
     lines = [f"{name:<{width}}  {value:6.2f} %  {about}" for name, value, about in rows]
     if after < max(found["top1"].values(), default=0.0):
         lines.append(
-            "the training took something away: try --freeze all-but-head, a smaller --lr, --keep-statistics, or less "
-            "of --augment and --erase"
+            "the training took something away: try --freeze all-but-head, a smaller --lr, or less of "
+            "--augment and --erase"
         )
     return "\n".join(lines)
 

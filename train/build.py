@@ -89,7 +89,6 @@ def make_step(
         clipping=config.clip,
         ema=make_ema(net, config.ema),
         frozen=frozen_parameters(net.model, config.freeze),
-        keeps_statistics=config.freeze.keep_statistics,
         class_weights=None
         if dataset is None
         else class_weights(config.loss.class_weights, dataset, config.input.train_split, world.device),

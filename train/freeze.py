@@ -22,9 +22,6 @@ class FreezeConfig:
     """all-but-head, or names of parameters' beginnings separated by commas, such as conv1,bn1,layer1."""
     freeze_for: str = "100%"
     """For how long, from the start; a duration such as 2ep."""
-    keep_statistics: bool = False
-    """Batch norms normalise by the running statistics that came with --pretrained, which stay as they are; their
-    weights learn. For small datasets and batches."""
 
     def __post_init__(self) -> None:
         """Reject what is no duration."""
@@ -63,16 +60,11 @@ def _begins(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix.rstrip(".") + ".")
 
 
-def set_train_mode(net: nn.Module, keep_statistics: bool = False) -> None:
-    """Put `net` into training mode, but norms that do not learn into evaluation: their statistics stay too.
-
-    Args:
-        net: the model.
-        keep_statistics: whether all norms with running statistics go into evaluation.
-    """
+def set_train_mode(net: nn.Module) -> None:
+    """Put `net` into training mode, but norms that do not learn into evaluation: their statistics stay too."""
     net.train()
     for module in net.modules():
         own = list(module.parameters(recurse=False))
         frozen = bool(own) and not any(p.requires_grad for p in own)
-        if hasattr(module, "running_mean") and (frozen or keep_statistics):
+        if hasattr(module, "running_mean") and frozen:
             module.eval()

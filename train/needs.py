@@ -51,11 +51,7 @@ NEEDS = (
     Need(("mix_switch",), lambda c: c.mix.mixup > 0 and c.mix.cutmix > 0, "both --mixup and --cutmix"),
     Need(("freeze_for",), lambda c: bool(c.freeze.freeze), "--freeze"),
     Need(("head_hidden", "head_drop"), lambda c: c.model.head == "mlp", "--head mlp"),
-    Need(
-        ("model_input", "before", "head_init", "keep_statistics"),
-        lambda c: c.model.pretrained is not None,
-        "--pretrained",
-    ),
+    Need(("model_input", "before", "head_init"), lambda c: c.model.pretrained is not None, "--pretrained"),
     Need(("min_change",), lambda c: c.stop.patience is not None, "--patience"),
     Need(
         ("stop_mode", "stop_metric"),

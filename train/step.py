@@ -68,7 +68,6 @@ class TrainStep:
         clipping: of gradients.
         ema: average that follows the weights.
         frozen: parameters that do not learn until `set_frozen(False)`.
-        keeps_statistics: whether all batch norms normalise by their running statistics, which stay as they are.
         class_weights: float32 [classes] on the device; None: all samples weigh the same.
 
     Attributes:
@@ -93,7 +92,6 @@ class TrainStep:
         clipping: ClipConfig | None = None,
         ema: Ema | None = None,
         frozen: Sequence[nn.Parameter] = (),
-        keeps_statistics: bool = False,
         class_weights: torch.Tensor | None = None,
     ) -> None:
         device = world.device.type
@@ -114,7 +112,7 @@ class TrainStep:
             )
         self._class_weights = class_weights
         self._weight = torch.zeros((), device=world.device)  # see `weight`
-        self._frozen, self._is_frozen, self._keeps_statistics = list(frozen), False, keeps_statistics
+        self._frozen, self._is_frozen = list(frozen), False
         self._ddp: DistributedDataParallel | None = None
         self._forward: Forward = net
         self._bare = self._compile(net)
@@ -137,8 +135,8 @@ class TrainStep:
             self.train()
 
     def train(self) -> None:
-        """Put the model into training mode; norms that are frozen, or keep their statistics, stay in evaluation."""
-        set_train_mode(self.net, self._keeps_statistics)
+        """Put the model into training mode; norms that are frozen stay in evaluation."""
+        set_train_mode(self.net)
 
     def _connect(self) -> None:
         """Wrap the model for the ranks, as its parameters now learn or do not, and compile it."""

@@ -14,7 +14,6 @@ from train.before import before_line
 from train.config import Config
 from train.distributed import World
 from train.features import Extractor, Features
-from train.freeze import set_train_mode
 from train.model import ModelConfig, Normalized, make_model
 from train.probe import Probe, fit, start_head
 from train.step import TrainStep
@@ -63,19 +62,6 @@ def test_a_head_behind_something_that_is_not_linear_stays() -> None:
     width = net.model.get_classifier().in_features
     assert not start_head(net, Probe(torch.randn(4, width, generator=generator), torch.ones(4)), SIDE)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-
-
-def test_norms_can_keep_their_statistics_while_their_weights_learn() -> None:
-    net = model("test_resnet")
-    buffers = {name: value.clone() for name, value in net.named_buffers()}
-    set_train_mode(net, keep_statistics=True)
-    net(images(4)).square().sum().backward()
-    assert all(torch.equal(buffers[name], value) for name, value in net.named_buffers())
-    norms = [p for name, p in net.named_parameters() if "bn" in name]
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in norms)
-    set_train_mode(net)
-    net(images(4))
-    assert any(not torch.equal(buffers[name], value) for name, value in net.named_buffers())
 
 
 class Second(World):
