@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ from train.run_folder import RunFolder, require_same
 from train.settle import input_line, settled
 from train.state import is_finished
 from train.stop import Stopped
-from train.summary import show
+from train.summary import read, show
 from train.telemetry import NonFiniteError
 
 # What comes before and after a training: the first word, and the module whose `main` takes the other words.
@@ -144,7 +143,7 @@ def _finished(path: Path, folder: RunFolder, world: World, *, keep: bool) -> int
         raise FeedlineError(f"{path} is the end of a finished run; there is nothing left to train")
     if world.is_main:
         print(f"{folder.root} holds this run, finished. To train afresh: --run-dir NEW, or --resume never")
-        show(json.loads(folder.summary.read_text(encoding="utf-8")), folder)
+        show(read(folder.summary), folder)
     return 0
 
 

@@ -154,7 +154,10 @@ def test_an_evaluation_of_an_earlier_checkpoint_or_another_split_does_not_count(
     (file,) = root.glob("eval/*/evaluation.json")
     found = json.loads(file.read_text())
     assert find_judged(read_record(root), 3) is not None
-    for change in ({"epoch": 7}, {"split": "train"}, {"checkpoint": "x/last.pt"}, {"fingerprint": "other"}):
+    for change in (
+        {"epoch": 7}, {"split": "train"}, {"checkpoint": "x/last.pt"}, {"fingerprint": "other"}, {"flip_tta": True},
+        {"averaged": not found["averaged"]},
+    ):  # fmt: skip
         file.write_text(json.dumps(found | change))
         assert find_judged(read_record(root), 3) is None
     file.write_text(json.dumps(found | {"epoch": 7}))
@@ -180,6 +183,7 @@ def test_a_run_that_has_just_begun(run: Path, tmp_path: Path) -> None:
         ("config.yaml", None, "is no run folder"),
         ("metrics.jsonl", "[1]\n", "line 1 of"),
         ("summary.json", "{", "summary.json cannot be read"),
+        ("summary.json", "[1]", "summary.json cannot be read"),
         ("eval/dataset-val-best/evaluation.json", "[]", "it holds a list; remove its folder"),
         ("eval/dataset-val-best/predictions.parquet", "x", "remove the folder, and it is made again"),
     ],

@@ -148,10 +148,15 @@ def _about(
 
 
 def _folder(options: argparse.Namespace, trained: Trained, dataset: Dataset, split: str) -> Path:
-    """Where the files go: a folder for each dataset, split and checkpoint."""
+    """Where the files go: a folder for each dataset, split and checkpoint, and for what the run did otherwise."""
     if options.out is not None:
         return Path(options.out)
-    return trained.root / "eval" / f"{dataset.root.name}-{split}-{trained.checkpoint.stem}"
+    parts = [dataset.root.name, split, trained.checkpoint.stem]
+    if options.weights == "plain" and trained.config.ema.ema_decay:
+        parts.append("plain")
+    if options.flip_tta not in (None, trained.config.evaluation.flip_tta):
+        parts.append("mirrored" if options.flip_tta else "unmirrored")
+    return trained.root / "eval" / "-".join(parts)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from train.assess.report import align
 from train.progress import clock
 from train.run_folder import RunFolder
+from train.summary import read as read_summary
 from train.sweep.plan import UNITS, Plan, worth
 from train.sweep.space import Value
 from train.sweep.study import PAUSED, REASON, Study
@@ -103,5 +103,5 @@ def _number(value: float | None) -> str:
 
 
 def _time(folder: Path) -> str:
-    path = RunFolder(folder).summary
-    return clock(json.loads(path.read_text(encoding="utf-8"))["wall_s"]) if path.exists() else ""
+    found = read_summary(RunFolder(folder).summary)
+    return clock(found["wall_s"]) if found else ""
