@@ -286,7 +286,10 @@ def test_before_and_after_and_doubt(run: Path) -> None:
     before = {"kind": "before", "top1": {"knn": 30.0, "probe": 40.0}, "samples": 42, "train_samples": 120}
     judged = made_up(record, ["a", "b"], np.array([[1, 2], [3, 4]]))
     lines = headline(replace(record, before=before), judged, None)
-    assert lines[1] == "Guessing among 2 classes would be right 50 % of the time."
+    guess = "Guessing among 2 classes would be right 50 % of the time"
+    assert lines[1] == f"{guess}, and naming the largest class every time 70.0 %."
+    alike = made_up(record, ["a", "b"], np.array([[1, 4], [3, 2]]))
+    assert headline(record, alike, None)[1] == f"{guess}."
     assert "30.0 % by their nearest neighbours" in lines[2]
     assert lines[2].endswith("after it 50.0 %: 10.0 points more.")
     config = record.config
