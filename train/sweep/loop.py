@@ -158,10 +158,10 @@ class Sweep:
         ended = [trial for trial in self._study.trials if trial.state.is_finished()]
         if len(ended) >= _HOPELESS and all(REASON in trial.user_attrs for trial in ended):
             self._stop_all()
-            last = ended[-1]
+            last, more = ended[-1], "" if len(ended) < self._trials else ", with a larger --trials"
             raise FeedlineError(
                 f"all {len(ended)} trials have failed, the last one with: {last.user_attrs[REASON]}; "
-                f"see {self._study.folder(last.number) / OUTPUT}; mend it and give the same command again"
+                f"see {self._study.folder(last.number) / OUTPUT}; mend it and give the same command again{more}"
             )
 
     def _stop_all(self) -> None:
