@@ -7,6 +7,7 @@ samples a part of each split has to do: the first of a keyed permutation, the sa
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -85,7 +86,8 @@ def measure(
     else:
         if not hasattr(step.net.model, "forward_head"):
             if not how:
-                return {}  # the head stays as it is, at random
+                _tell_random(config, world)
+                return {}
             raise FeedlineError(
                 f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would "
                 "give features; use --before none"
@@ -112,9 +114,20 @@ def measure(
             # Ranks may round differently, and so find otherwise whether it worked: the first one's holds.
             world.broadcast_(step.net.parameters())
             found["head"] = "probe" if world.gather(started)[0] else "random"
+            if found["head"] == "random":
+                _tell_random(config, world)
     if not how and found["head"] == "random":
         return {}
     return found | {"took_s": round(time.perf_counter() - began, 1)}
+
+
+def _tell_random(config: Config, world: World) -> None:
+    if world.is_main:
+        print(
+            f"head_init is 'probe', but the classifier of {config.model.arch!r} is not one linear layer with a bias on "
+            "its features: it starts at random",
+            file=sys.stderr,
+        )
 
 
 def _features(

@@ -113,3 +113,19 @@ def test_ranks_whose_probes_come_out_differently_go_on_together(monkeypatch: pyt
     assert asked == ["broadcast", "gather"]
     assert splits == ["train"]  # nothing is judged
     assert before_line(found).startswith("before: features of 8 training samples in ")
+
+
+def test_a_head_that_stays_at_random_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = Features(torch.arange(8), torch.arange(8) % 2, torch.randn(8, 5))
+    monkeypatch.setattr(before, "_features", lambda *given: features)
+    monkeypatch.setattr(before, "start_head", lambda *given: False)
+    found = before.measure(
+        cast(TrainStep, SimpleNamespace(net=model("test_resnet"))), Config(), Dataset(Path(), ("a", "b"), "", {}),
+        World(), [], True, lambda: None, lambda: False,
+    )  # fmt: skip
+    assert found == {}
+    assert (
+        "head_init is 'probe', but the classifier of 'resnet50' is not one linear" in capsys.readouterr().err
+    )

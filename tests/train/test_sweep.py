@@ -109,14 +109,14 @@ def test_a_study_without_hope_ends(open_study: Open) -> None:
     with pytest.raises(FeedlineError, match=r"all 3 trials have failed, .* no such GPU; see .*output\.log"):
         run(study, stage, trials=9, workers=1)
     assert states(study) == ["FAIL"] * 3
-    with pytest.raises(FeedlineError, match="all 4 trials .* again, with a larger --trials$"):
+    with pytest.raises(FeedlineError, match=r"all 4 trials .* again, with a larger --trials$"):
         run(study, stage, trials=4, workers=1)  # failed ones count: the same command would do nothing
 
 
 def test_a_study_folder_that_takes_no_more(open_study: Open) -> None:
     study = open_study()
     study.folder(0).write_text("in the way")
-    with pytest.raises(FeedlineError, match="cannot make the run folder .*trial-0000"):
+    with pytest.raises(FeedlineError, match=r"cannot make the run folder .*trial-0000"):
         study.take(1)
 
 

@@ -82,8 +82,8 @@ def _table(study: Study, trials: list[FrozenTrial]) -> str:
     head = ("trial", "", UNITS[study.plan.metric], "epochs", "time", *flags)
     rows: list[tuple[str, ...]] = [
         (
-            str(trial.number), state_text(study, trial), _number(trial.value), str(max(trial.intermediate_values, default=0)),
-            _time(study.folder(trial.number)),
+            str(trial.number), state_text(study, trial), _number(trial.value),
+            str(max(trial.intermediate_values, default=0)), _time(study.folder(trial.number)),
             *(value_text(trial.params[flag]) if flag in trial.params else "" for flag in flags),
         )
         for trial in trials
