@@ -74,14 +74,24 @@ def _parse(argv: Sequence[str]) -> Options:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # `--help | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None  # as a shell has it for SIGPIPE
+        raise SystemExit(_unread()) from None
+
+
+def _unread() -> int:
+    """Exit status of a program whose output nobody reads any more: as a shell has it for SIGPIPE."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _command(name: str, argv: Sequence[str]) -> int:
     """Run one of `COMMANDS`, whose modules are imported only then: some need extras."""
     try:
-        status: int = importlib.import_module(COMMANDS[name]).main(argv)
+        try:
+            status: int = importlib.import_module(COMMANDS[name]).main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        return _unread()
     except FeedlineError as error:
         return _fail(str(error), 1, alike=True)
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,17 @@ def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
     table = capsys.readouterr().out.splitlines()
     assert table[0].count("|") == table[1].count("|") == table[2].count("|")
     assert table[2].startswith("| fast | finished | 60.00 |")
+
+
+@pytest.mark.parametrize("help_alone", [False, True])
+def test_who_reads_no_further_is_no_error(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch, help_alone: bool
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert main(["compare", *(["--help"] if help_alone else map(str, runs))]) == 141
 
 
 def test_settings_of_many_runs_stand_below_each_other(runs: list[Path]) -> None:
