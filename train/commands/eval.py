@@ -23,6 +23,7 @@ from train.commands.options import add_run, require_folder
 from train.distributed import World, connect, env_rank
 from train.inference import Network
 from train.progress import Progress
+from train.run_folder import RunFolder
 from train.trained import Trained, load_trained
 
 _DESCRIPTION = """Judge a trained network on a split: accuracy with its interval, loss, calibration, scores by class,
@@ -156,7 +157,7 @@ def _folder(options: argparse.Namespace, trained: Trained, dataset: Dataset, spl
         parts.append("plain")
     if options.flip_tta not in (None, trained.config.evaluation.flip_tta):
         parts.append("mirrored" if options.flip_tta else "unmirrored")
-    return trained.root / "eval" / "-".join(parts)
+    return RunFolder(trained.root).evaluations / "-".join(parts)
 
 
 def _parser() -> argparse.ArgumentParser:

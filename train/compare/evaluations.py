@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from shard.errors import FeedlineError
 from train.assess.files import FIGURES, PREDICTIONS
 from train.compare.runs import Run
+from train.run_folder import RunFolder
 
 Key = tuple[str, str]  # fingerprint of the dataset, and split
 
@@ -121,7 +122,7 @@ def require_comparable(runs: Sequence[Run], common: Shared) -> None:
 def _evaluations(run: Run) -> dict[Key, Evaluated]:
     """Evaluations of the best checkpoint as it is now, in the way in which it was chosen: by what they are of."""
     found: dict[Key, Evaluated] = {}
-    for path in sorted((run.root / "eval").glob(f"*/{FIGURES}")):
+    for path in sorted(RunFolder(run.root).evaluations.glob(f"*/{FIGURES}")):
         try:
             figures = json.loads(path.read_text(encoding="utf-8"))
             key = figures["fingerprint"], figures["split"]

@@ -83,7 +83,7 @@ def find_judged(record: Record, most: int) -> Judged | None:
     }
     wanted |= {key: content[key] for key in ("epoch", "fingerprint") if key in content}
     found = []
-    for path in (record.root / "eval").glob(f"*/{FIGURES}"):
+    for path in RunFolder(record.root).evaluations.glob(f"*/{FIGURES}"):
         about = _read_figures(path)
         of_best = Path(str(about.get("checkpoint"))).stem == best.stem
         if of_best and all(about.get(key) == value for key, value in wanted.items()):
