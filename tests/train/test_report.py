@@ -292,6 +292,8 @@ def test_before_and_after_and_doubt(run: Path) -> None:
     assert headline(record, alike, None)[1] == f"{guess}."
     assert "30.0 % by their nearest neighbours" in lines[2]
     assert lines[2].endswith("after it 50.0 %: 10.0 points more.")
+    few = headline(replace(record, before=before | {"samples": 4}), judged, None)[2]
+    assert "on their features (judged on 4 of these images); after it 50.0 %" in few
     config = record.config
     same = replace(
         record, config=replace(config, input=replace(config.input, eval_split=config.input.train_split))

@@ -40,7 +40,7 @@ def headline(record: Record, judged: Judged | None, dataset: Dataset | None) -> 
             + "."
         )
     if record.before.get("top1"):
-        lines.append(_before(record, top1))
+        lines.append(_before(record, top1, samples))
     return lines
 
 
@@ -71,12 +71,13 @@ def _accuracy(record: Record, judged: Judged | None) -> tuple[float, tuple[float
     return top1, interval_of(top1, samples), samples
 
 
-def _before(record: Record, after: float) -> str:
-    figures = record.before["top1"]
+def _before(record: Record, after: float, samples: int) -> str:
+    figures, judged = record.before["top1"], record.before["samples"]
+    of = f" (judged on {judged:,} of these images)" if judged < samples else ""
     ways = [f"{value:.1f} % {_BEFORE.get(name, name)}" for name, value in figures.items()]
     gain = after - max(figures.values())
     return (
-        f"Before this training the pretrained weights reached {' and '.join(ways)}; after it {after:.1f} %: "
+        f"Before this training the pretrained weights reached {' and '.join(ways)}{of}; after it {after:.1f} %: "
         f"{abs(gain):.1f} points {'more' if gain >= 0 else 'less'}."
     )
 
