@@ -106,7 +106,8 @@ def measure(
         judged = len(held_out.labels) if how else 0
         found |= {"samples": judged, "train_samples": len(train.labels), "head": "random"}
         if "knn" in how:
-            top1["knn"] = knn_top1(train, held_out, classes)
+            same = config.input.train_split == config.input.eval_split
+            top1["knn"] = knn_top1(train, held_out, classes, same_split=same)
         if probe is not None and "probe" in how:
             top1["probe"] = probe.top1(held_out)
         if probe is not None and starts_head:
@@ -184,10 +185,10 @@ def _features(
     return Features(rows[:, -3].long().cpu(), rows[:, -2].long().cpu(), rows[:, :-3].float())
 
 
-def knn_top1(train: Features, held_out: Features, classes: int) -> float:
-    """Top-1 in percent by the neighbours among `train`."""
+def knn_top1(train: Features, held_out: Features, classes: int, *, same_split: bool = False) -> float:
+    """Top-1 in percent by the neighbours among `train`, whose first ones `held_out` are if the split is the same."""
     bank = Bank.of([train])
-    judge = KnnAccuracy(bank, classes, k=min(NEIGHBOURS, len(bank.ids)))
+    judge = KnnAccuracy(bank, classes, k=min(NEIGHBOURS, len(bank.ids) - same_split), same_split=same_split)
     for part in torch.arange(len(held_out.ids)).chunk(-(-len(held_out.ids) // 1024)):
         judge.add(Features(held_out.ids[part], held_out.labels[part], held_out.values[part]))
     return judge.result().top1
