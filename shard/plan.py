@@ -182,11 +182,11 @@ def hold_out(listing: Listing, share: float, seed: int) -> None:
     training. Which ones is decided by a keyed hash of their names: a file that is added moves few others.
 
     Raises:
-        FeedlineError: there is no split train, there is a split val, or nothing can be held out.
+        FeedlineError: there is no split train, there is a split val or validation, or nothing can be held out.
     """
     if not 0 < share < 1:
         raise FeedlineError(f"val is {share}; it must lie between 0 and 1")
-    if "train" not in listing.splits or "val" in listing.splits:
+    if "train" not in listing.splits or not listing.splits.keys().isdisjoint(("val", "validation")):
         raise FeedlineError(
             f"--val holds out a part of the split train as val, but the source has "
             f"{', '.join(sorted(listing.splits))}; leave it out"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ from train.run_folder import RunFolder, require_same
 from train.settle import input_line, settled
 from train.state import is_finished
 from train.stop import Stopped
-from train.summary import show
+from train.summary import read, show
 from train.telemetry import NonFiniteError
 
 # What comes before and after a training: the first word, and the module whose `main` takes the other words.
@@ -75,14 +74,24 @@ def _parse(argv: Sequence[str]) -> Options:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # `--help | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None  # as a shell has it for SIGPIPE
+        raise SystemExit(_unread()) from None
+
+
+def _unread() -> int:
+    """Exit status of a program whose output nobody reads any more: as a shell has it for SIGPIPE."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _command(name: str, argv: Sequence[str]) -> int:
     """Run one of `COMMANDS`, whose modules are imported only then: some need extras."""
     try:
-        status: int = importlib.import_module(COMMANDS[name]).main(argv)
+        try:
+            status: int = importlib.import_module(COMMANDS[name]).main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        return _unread()
     except FeedlineError as error:
         return _fail(str(error), 1, alike=True)
     except KeyboardInterrupt:
@@ -144,7 +153,7 @@ def _finished(path: Path, folder: RunFolder, world: World, *, keep: bool) -> int
         raise FeedlineError(f"{path} is the end of a finished run; there is nothing left to train")
     if world.is_main:
         print(f"{folder.root} holds this run, finished. To train afresh: --run-dir NEW, or --resume never")
-        show(json.loads(folder.summary.read_text(encoding="utf-8")), folder)
+        show(read(folder.summary), folder)
     return 0
 
 

@@ -7,6 +7,7 @@ samples a part of each split has to do: the first of a keyed permutation, the sa
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -85,7 +86,8 @@ def measure(
     else:
         if not hasattr(step.net.model, "forward_head"):
             if not how:
-                return {}  # the head stays as it is, at random
+                _tell_random(config, world)
+                return {}
             raise FeedlineError(
                 f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would "
                 "give features; use --before none"
@@ -103,7 +105,8 @@ def measure(
         judged = len(held_out.labels) if how else 0
         found |= {"samples": judged, "train_samples": len(train.labels), "head": "random"}
         if "knn" in how:
-            top1["knn"] = knn_top1(train, held_out, classes)
+            same = config.input.train_split == config.input.eval_split
+            top1["knn"] = knn_top1(train, held_out, classes, same_split=same)
         if "probe" in how:
             top1["probe"] = fit(train, classes).top1(held_out)
         if starts_head:
@@ -111,9 +114,20 @@ def measure(
             # Ranks may round differently, and so find otherwise whether it worked: the first one's holds.
             world.broadcast_(step.net.parameters())
             found["head"] = "probe" if world.gather(started)[0] else "random"
+            if found["head"] == "random":
+                _tell_random(config, world)
     if not how and found["head"] == "random":
         return {}
     return found | {"took_s": round(time.perf_counter() - began, 1)}
+
+
+def _tell_random(config: Config, world: World) -> None:
+    if world.is_main:
+        print(
+            f"head_init is 'probe', but the classifier of {config.model.arch!r} is not one linear layer with a bias on "
+            "its features: it starts at random",
+            file=sys.stderr,
+        )
 
 
 def _features(
@@ -170,10 +184,10 @@ def _features(
     return Features(rows[:, -3].long().cpu(), rows[:, -2].long().cpu(), rows[:, :-3].float())
 
 
-def knn_top1(train: Features, held_out: Features, classes: int) -> float:
-    """Top-1 in percent by the neighbours among `train`."""
+def knn_top1(train: Features, held_out: Features, classes: int, *, same_split: bool = False) -> float:
+    """Top-1 in percent by the neighbours among `train`, whose first ones `held_out` are if the split is the same."""
     bank = Bank.of([train])
-    judge = KnnAccuracy(bank, classes, k=min(NEIGHBOURS, len(bank.ids)))
+    judge = KnnAccuracy(bank, classes, k=min(NEIGHBOURS, len(bank.ids) - same_split), same_split=same_split)
     for part in torch.arange(len(held_out.ids)).chunk(-(-len(held_out.ids) // 1024)):
         judge.add(Features(held_out.ids[part], held_out.labels[part], held_out.values[part]))
     return judge.result().top1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".csv":
-            return {name.strip(): value for name, value in csv.reader(text.splitlines())}
-        found = json.loads(text)
+            return _once((name.strip(), value) for name, value in filter(None, csv.reader(text.splitlines())))
+        found = json.loads(text, object_pairs_hook=_once)
     except (OSError, ValueError) as error:
         raise FeedlineError(
             f"class_weights: cannot read {path} ({error}); it should hold a line class,weight for each class, or as "
@@ -63,6 +63,15 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(found, dict):
         raise FeedlineError(f"class_weights: {path} holds no JSON object {{class: weight}}")
+    return found
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} stands there twice")
+        found[name] = value
     return found
 
 

@@ -72,9 +72,10 @@ def _require_reachable(where: dict[str, Any]) -> None:
         return  # timm has no weights, and says so
     address = urlsplit(source)
     host = address.hostname or ""
-    proxy = getproxies().get(address.scheme)
+    proxies = getproxies()
+    proxy = proxies.get(address.scheme) or proxies.get("all")
     if proxy and not proxy_bypass(host):
-        address = urlsplit(proxy)
+        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")  # as the hub's client reads it
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
         socket.create_connection((address.hostname or "", port), timeout=_PATIENCE_S).close()

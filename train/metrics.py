@@ -20,6 +20,28 @@ MEASURED = (
 )  # fmt: skip
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of a JSONL file; one that is still being written is left out. None of a file that is not there.
+
+    Raises:
+        FeedlineError: one is damaged.
+    """
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
+    return [_line(text, path, number) for number, text in enumerate(whole.splitlines(), start=1)]
+
+
+def _line(text: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise FeedlineError(f"line {number} of {path} cannot be read: {error}; remove it") from error
+    if not isinstance(found, dict):
+        raise FeedlineError(f"line {number} of {path} is {text[:40]!r}, no object; remove it")
+    return found
+
+
 class Metrics:
     """Writes metrics.jsonl, one object a line, visible at once. Writes nothing but on rank 0.
 

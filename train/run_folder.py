@@ -34,6 +34,7 @@ class RunFolder:
         checkpoints: folder of the checkpoints.
         last: newest checkpoint.
         best: checkpoint with the best top-1.
+        evaluations: folder of what `python -m train eval` found.
     """
 
     def __init__(self, root: Path) -> None:
@@ -46,6 +47,7 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
         self.last = self.checkpoints / "last.pt"
         self.best = self.checkpoints / "best.pt"
+        self.evaluations = root / "eval"
         self._lock = root / ".lock"
         self._started = root / ".started"
 
@@ -94,6 +96,9 @@ class RunFolder:
         if fresh:
             for path in (*self.checkpoints.glob("*.pt*"), self.metrics, self.summary, self.history):
                 path.unlink(missing_ok=True)
+            # Evaluations of a network that is no more: an epoch's number would not tell them from the new one's.
+            if self.evaluations.exists():
+                shutil.rmtree(self.evaluations)
         self._started.write_text(_launch(), encoding="utf-8")
 
     def go_back_to(self, path: Path, content: dict[str, Any]) -> None:
@@ -114,6 +119,10 @@ class RunFolder:
         if _is_whole(self.best) and int(checkpoint.load(self.best)["step"]) > step:
             later.append(self.best)
             content |= {"best_top1": -1.0, "best_epoch": 0}
+            if self.evaluations.exists():  # of that one
+                abandoned = self.root / "eval.abandoned"
+                shutil.rmtree(abandoned, ignore_errors=True)
+                self.evaluations.replace(abandoned)
         for other in (*later, self.last):
             if other.exists():
                 other.replace(other.with_name(f"{other.name}.abandoned"))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from shard.errors import FeedlineError
 from train import before
 from train.config import Config
 from train.distributed import World
@@ -55,6 +56,23 @@ def write(summary: dict[str, Any], path: Path) -> None:
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     aside.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A summary; {} of a run that has not finished.
+
+    Raises:
+        FeedlineError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except ValueError as error:
+        raise FeedlineError(f"{path} cannot be read: {error}; remove it") from error
+    return found
 
 
 def show(summary: dict[str, Any], folder: RunFolder) -> None:

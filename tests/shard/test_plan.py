@@ -153,5 +153,9 @@ def test_what_cannot_be_held_out() -> None:
     hold_out(listed, 0.2, 0)
     with pytest.raises(FeedlineError, match="source has train, val; leave it out"):
         hold_out(listed, 0.2, 0)
+    listed = listing([5] * 9)
+    listed.splits["validation"] = listed.splits["train"]
+    with pytest.raises(FeedlineError, match="source has train, validation; leave it out"):
+        hold_out(listed, 0.2, 0)
     with pytest.raises(FeedlineError, match=r"val is 1\.5; it must lie between 0 and 1"):
         hold_out(listing([5] * 9), 1.5, 0)

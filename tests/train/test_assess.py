@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import classification_report, precision_recall_fscore_support
 from sklearn.metrics import confusion_matrix as sklearn_matrix
 from timm.data import ImageNetInfo
@@ -125,7 +126,14 @@ def test_interval_is_that_of_resampling_the_samples() -> None:
     low, high = bootstrap_interval(right, seed=0)
     assert (low, high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=1.0)
     assert (low, high) == bootstrap_interval(right, seed=0)
-    assert bootstrap_interval(np.ones(5, bool), seed=0) == (100, 100)
+
+
+@pytest.mark.parametrize("n", [1, 5, 300])
+def test_all_right_is_no_certainty(n: int) -> None:
+    for right in (0, n):
+        exact = binomtest(right, n).proportion_ci(0.95, method="exact")
+        found = bootstrap_interval(np.arange(n) < right, seed=0)
+        assert found == pytest.approx((100 * exact.low, 100 * exact.high))
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=50))

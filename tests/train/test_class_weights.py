@@ -59,6 +59,8 @@ def test_weights_from_a_file(dataset_dir: Path, tmp_path: Path) -> None:
         ("w.json", '{"class0": 1}', "has no weight of class 'class1'"),
         ("w.json", '{"clas0": 1}', "names 'clas0', which is no class of the dataset; did you mean 'class0'"),
         ("w.csv", "class0,1,2\n", "cannot read .*a line class,weight"),
+        ("w.csv", "class0,1\n\nclass0,2\n", "cannot read .*'class0' stands there twice"),
+        ("w.json", '{"class0": 1, "class0": 1}', "cannot read .*'class0' stands there twice"),
         (
             "w.csv",
             "".join(f"class{i},0\n" for i in range(6)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,17 +76,17 @@ def _with(config: Any, group: str, key: str, value: Any) -> Any:
     return replace(config, **{group: replace(getattr(config, group), **{key: value})})
 
 
-def evaluate(root: Path, right: np.ndarray, *, fingerprint: str = "insects", epoch: int = 3) -> None:
+def evaluate(root: Path, right: np.ndarray, *, fingerprint: str = "insects", **change: Any) -> None:
     """What `python -m train eval` leaves of samples that are right or not."""
     folder = root / "eval" / f"{fingerprint}-val-best"
     folder.mkdir(parents=True)
     write_parquet(pa.table({"id": np.arange(len(right)), "right": right}), folder / "predictions.parquet")
     about = {
-        "fingerprint": fingerprint, "split": "val", "averaged": True, "data": f"/data/{fingerprint}", "epoch": epoch,
-        "checkpoint": str(root / "checkpoints" / "best.pt"), "top1": float(100 * right.sum() / N),
+        "fingerprint": fingerprint, "split": "val", "averaged": True, "data": f"/data/{fingerprint}", "epoch": 3,
+        "flip_tta": False, "checkpoint": str(root / "checkpoints" / "best.pt"), "top1": float(100 * right.sum() / N),
         "top5": 100.0, "loss": 0.25, "top1_interval": [10.0, 90.0],
     }  # fmt: skip
-    (folder / "evaluation.json").write_text(json.dumps(about))
+    (folder / "evaluation.json").write_text(json.dumps(about | change))
 
 
 def hits(right: int, shift: int = 0) -> np.ndarray:
@@ -200,6 +201,17 @@ def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
     assert table[2].startswith("| fast | finished | 60.00 |")
 
 
+@pytest.mark.parametrize("help_alone", [False, True])
+def test_who_reads_no_further_is_no_error(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch, help_alone: bool
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert main(["compare", *(["--help"] if help_alone else map(str, runs))]) == 141
+
+
 def test_settings_of_many_runs_stand_below_each_other(runs: list[Path]) -> None:
     found = compare(runs)
     assert [row[0] for row in _settings(found)] == ["", "batch_size", "lr"]
@@ -232,9 +244,12 @@ def test_significance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "train eval" not in out
 
 
-def test_an_evaluation_of_an_earlier_checkpoint_does_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"epoch": 2}, {"flip_tta": True}, {"averaged": False}])
+def test_an_evaluation_of_an_earlier_checkpoint_or_in_another_way_does_not_count(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
     roots = [a_run(tmp_path / name, top1=50.0) for name in ("a", "b")]
-    evaluate(roots[0], hits(100), epoch=2)
+    evaluate(roots[0], hits(100), **change)
     evaluate(roots[1], hits(100))
     found = compare(roots)
     assert found.pairs == []
@@ -271,6 +286,16 @@ def test_mistakes(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as error:
         compare_command([str(runs[0])])
     assert error.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("summary.json", "[1]"), ("summary.json", ""), ("metrics.jsonl", '{"kind": "tr\n')]
+)
+def test_damage_is_one_line(tmp_path: Path, file: str, text: str) -> None:
+    roots = [a_run(tmp_path / name, top1=50.0) for name in ("a", "b")]
+    (roots[1] / file).write_text(text)
+    with pytest.raises(FeedlineError, match=f"{roots[1] / file} .*; remove it"):
+        compare(roots)
 
 
 def test_names_that_tell_runs_apart() -> None:

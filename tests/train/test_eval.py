@@ -158,6 +158,9 @@ def test_default_folder_and_what_is_printed(run: Path, capsys: pytest.CaptureFix
     assert "averaged weights after epoch 3" in out
     assert "macro average" in out
     assert "predictions.parquet" in out
+    assert main(["eval", str(run), "--device", "cpu", "--flip-tta"]) == 0
+    assert not figures(run / "eval" / "dataset-val-best")["flip_tta"]  # compare and report look for this one
+    assert figures(run / "eval" / "dataset-val-best-mirrored")["flip_tta"]
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,11 @@ def test_without_network_one_line_says_how_to_bring_the_weights(
     with pytest.raises(FeedlineError, match=r"proxy\.local is not reached"):
         create("resnet18.a1_in1k")
     assert asked == [(("huggingface.co", 443), 5.0), (("proxy.local", 3128), 5.0)]
+    monkeypatch.delenv("https_proxy")
+    monkeypatch.setenv("all_proxy", "other.local:3129")
+    with pytest.raises(FeedlineError, match=r"other\.local is not reached"):
+        create("resnet18.a1_in1k")
+    assert asked[2:] == [(("other.local", 3129), 5.0)]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FeedlineError, match="HF_HUB_OFFLINE is set, and they are not in the cache; where"):
         create("resnet18.a1_in1k")

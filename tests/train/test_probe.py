@@ -1,6 +1,7 @@
 """A linear probe, and heads that start as one."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -99,3 +100,36 @@ def test_ranks_whose_probes_come_out_differently_go_on_together(monkeypatch: pyt
     assert asked == ["broadcast", "gather"]
     assert splits == ["train"]  # nothing is judged
     assert before_line(found).startswith("before: features of 8 training samples in ")
+
+
+def test_a_head_that_stays_at_random_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = Features(torch.arange(8), torch.arange(8) % 2, torch.randn(8, 5))
+    monkeypatch.setattr(before, "_features", lambda *given: features)
+    monkeypatch.setattr(before, "start_head", lambda *given: False)
+    found = before.measure(
+        cast(TrainStep, SimpleNamespace(net=model("test_resnet"))), Config(), Dataset(Path(), ("a", "b"), "", {}),
+        World(), [], True, lambda: None, lambda: False,
+    )  # fmt: skip
+    assert found == {}
+    assert (
+        "head_init is 'probe', but the classifier of 'resnet50' is not one linear" in capsys.readouterr().err
+    )
+
+
+def test_where_training_and_evaluation_split_are_one_no_sample_votes_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features = Features(torch.arange(2), torch.tensor([0, 1]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    monkeypatch.setattr(before, "_features", lambda *given: features)
+
+    def knn(config: Config) -> float:
+        step = cast(TrainStep, SimpleNamespace(net=model("test_resnet")))
+        dataset, how = Dataset(Path(), ("a", "b"), "", {}), ["knn"]
+        found = before.measure(step, config, dataset, World(), how, False, lambda: None, lambda: False)
+        return float(found["top1"]["knn"])
+
+    config = Config()
+    assert knn(config) == 100
+    assert knn(replace(config, input=replace(config.input, eval_split=config.input.train_split))) == 0

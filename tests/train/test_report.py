@@ -154,7 +154,10 @@ def test_an_evaluation_of_an_earlier_checkpoint_or_another_split_does_not_count(
     (file,) = root.glob("eval/*/evaluation.json")
     found = json.loads(file.read_text())
     assert find_judged(read_record(root), 3) is not None
-    for change in ({"epoch": 7}, {"split": "train"}, {"checkpoint": "x/last.pt"}, {"fingerprint": "other"}):
+    for change in (
+        {"epoch": 7}, {"split": "train"}, {"checkpoint": "x/last.pt"}, {"fingerprint": "other"}, {"flip_tta": True},
+        {"averaged": not found["averaged"]},
+    ):  # fmt: skip
         file.write_text(json.dumps(found | change))
         assert find_judged(read_record(root), 3) is None
     file.write_text(json.dumps(found | {"epoch": 7}))
@@ -180,6 +183,7 @@ def test_a_run_that_has_just_begun(run: Path, tmp_path: Path) -> None:
         ("config.yaml", None, "is no run folder"),
         ("metrics.jsonl", "[1]\n", "line 1 of"),
         ("summary.json", "{", "summary.json cannot be read"),
+        ("summary.json", "[1]", "summary.json cannot be read"),
         ("eval/dataset-val-best/evaluation.json", "[]", "it holds a list; remove its folder"),
         ("eval/dataset-val-best/predictions.parquet", "x", "remove the folder, and it is made again"),
     ],
@@ -282,9 +286,14 @@ def test_before_and_after_and_doubt(run: Path) -> None:
     before = {"kind": "before", "top1": {"knn": 30.0, "probe": 40.0}, "samples": 42, "train_samples": 120}
     judged = made_up(record, ["a", "b"], np.array([[1, 2], [3, 4]]))
     lines = headline(replace(record, before=before), judged, None)
-    assert lines[1] == "Guessing among 2 classes would be right 50 % of the time."
+    guess = "Guessing among 2 classes would be right 50 % of the time"
+    assert lines[1] == f"{guess}, and naming the largest class every time 70.0 %."
+    alike = made_up(record, ["a", "b"], np.array([[1, 4], [3, 2]]))
+    assert headline(record, alike, None)[1] == f"{guess}."
     assert "30.0 % by their nearest neighbours" in lines[2]
     assert lines[2].endswith("after it 50.0 %: 10.0 points more.")
+    few = headline(replace(record, before=before | {"samples": 4}), judged, None)[2]
+    assert "on their features (judged on 4 of these images); after it 50.0 %" in few
     config = record.config
     same = replace(
         record, config=replace(config, input=replace(config.input, eval_split=config.input.train_split))

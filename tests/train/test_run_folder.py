@@ -31,6 +31,28 @@ def test_auto_takes_the_newest(folder: RunFolder) -> None:
     assert folder.find("never") is None
 
 
+def test_evaluations_go_with_the_network_that_they_are_of(folder: RunFolder) -> None:
+    def evaluate() -> None:
+        (folder.evaluations / "a-val-best").mkdir(parents=True)
+
+    for path, step in ((folder.at_step(10), 10), (folder.best, 5), (folder.last, 30)):
+        checkpoint.save(path, {"step": step, "best_top1": 50.0, "best_epoch": 1})
+    evaluate()
+    folder.prepare(fresh=False)
+    folder.go_back_to(folder.at_step(10), checkpoint.load(folder.at_step(10)))
+    assert folder.evaluations.exists()  # the best one came earlier, and stays
+    checkpoint.save(folder.best, {"step": 20})
+    for _ in range(2):
+        checkpoint.save(folder.last, {"step": 30})
+        folder.go_back_to(folder.at_step(10), checkpoint.load(folder.at_step(10)))
+        assert not folder.evaluations.exists()
+        assert (folder.root / "eval.abandoned" / "a-val-best").exists()
+        evaluate()
+        checkpoint.save(folder.best, {"step": 20})
+    folder.prepare(fresh=True)
+    assert not folder.evaluations.exists()
+
+
 def test_auto_falls_back_to_the_newest_whole_one_and_says_so(
     folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,15 @@ def test_a_study_without_hope_ends(open_study: Open) -> None:
     with pytest.raises(FeedlineError, match=r"all 3 trials have failed, .* no such GPU; see .*output\.log"):
         run(study, stage, trials=9, workers=1)
     assert states(study) == ["FAIL"] * 3
+    with pytest.raises(FeedlineError, match=r"all 4 trials .* again, with a larger --trials$"):
+        run(study, stage, trials=4, workers=1)  # failed ones count: the same command would do nothing
+
+
+def test_a_study_folder_that_takes_no_more(open_study: Open) -> None:
+    study = open_study()
+    study.folder(0).write_text("in the way")
+    with pytest.raises(FeedlineError, match=r"cannot make the run folder .*trial-0000"):
+        study.take(1)
 
 
 def test_a_training_that_is_killed_goes_on_where_it_was(open_study: Open) -> None:
@@ -196,7 +205,9 @@ def test_trials_of_a_killed_process_are_taken_over(open_study: Open) -> None:
     one, other, one_more = open_study(), open_study(), open_study()
     first, second = taken(one.take(5)), taken(one.take(5))
     one.report(first, 1, 33.0)
+    assert "2 trials (2 running)" in report(other)
     os.close(first.lock)  # as the kernel does for who is killed
+    assert "2 trials (1 paused, 1 running)" in report(other)
     again = taken(other.take(5))
     assert (again.number, again.values, again.reported) == (first.number, first.values, {1})
     assert taken(other.take(5)).number == second.number + 1

@@ -157,10 +157,10 @@ def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
     with pytest.raises(FeedlineError, match=r"is no study .* give one of `sweep`"):
         load_plan(tmp_path / "study.json")
     save_plan(checked(), tmp_path / "study.json")
-    damaged = (tmp_path / "study.json").read_text()[:-9]
-    (tmp_path / "study.json").write_text(damaged)
-    with pytest.raises(FeedlineError, match="is damaged"):
-        load_plan(tmp_path / "study.json")
+    for damaged in ((tmp_path / "study.json").read_text()[:-9], '{"format": 1}', '{"format": 1, "flags": 2}'):
+        (tmp_path / "study.json").write_text(damaged)
+        with pytest.raises(FeedlineError, match="is damaged"):
+            load_plan(tmp_path / "study.json")
 
 
 def test_evaluations_of_averaged_weights_count_where_there_are_some(tmp_path: Path) -> None:

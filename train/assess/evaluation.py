@@ -118,7 +118,10 @@ def summarize(
         top1=percent(right),
         top5=percent(right5),
         top1_interval=bootstrap_interval(right, seed=seed),
-        top5_interval=bootstrap_interval(right5, seed=seed),
+        # Of five classes all count: that is no chance.
+        top5_interval=bootstrap_interval(right5, seed=seed)
+        if len(classes) > samples.top.shape[1]
+        else (100.0, 100.0),
         loss=float(samples.losses.astype(np.float64).mean()),
         ece=error,
         calibration=bins,

@@ -23,15 +23,20 @@ def bootstrap_interval(
 
     Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13. Each of 10,000 resamples draws
     N samples with replacement; how many of them are right is binomial with the observed share, so that count is drawn
-    instead of the samples: the same distribution at a millionth of the work.
+    instead of the samples: the same distribution at a millionth of the work. Where all samples are right, or none, all
+    resamples are alike, which says nothing; there it is the exact interval of Clopper and Pearson, "The use of
+    confidence or fiducial limits illustrated in the case of the binomial", 1934.
 
     Args:
         right: bool [N].
         seed: of the resampling.
         level: share of the resamples that lie inside.
     """
-    counts = np.random.default_rng(seed).binomial(len(right), np.count_nonzero(right) / len(right), RESAMPLES)
-    tail = 50 * (1 - level)
+    share, tail = np.count_nonzero(right) / len(right), 50 * (1 - level)
+    if share in (0, 1):
+        margin = 100 - 100 * (tail / 100) ** (1 / len(right))
+        return (0.0, margin) if share == 0 else (100 - margin, 100.0)
+    counts = np.random.default_rng(seed).binomial(len(right), share, RESAMPLES)
     low, high = np.percentile(100 * counts / len(right), [tail, 100 - tail])
     return float(low), float(high)
 

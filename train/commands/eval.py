@@ -23,6 +23,7 @@ from train.commands.options import add_run, require_folder
 from train.distributed import World, connect, env_rank
 from train.inference import Network
 from train.progress import Progress
+from train.run_folder import RunFolder
 from train.trained import Trained, load_trained
 
 _DESCRIPTION = """Judge a trained network on a split: accuracy with its interval, loss, calibration, scores by class,
@@ -148,10 +149,15 @@ def _about(
 
 
 def _folder(options: argparse.Namespace, trained: Trained, dataset: Dataset, split: str) -> Path:
-    """Where the files go: a folder for each dataset, split and checkpoint."""
+    """Where the files go: a folder for each dataset, split and checkpoint, and for what the run did otherwise."""
     if options.out is not None:
         return Path(options.out)
-    return trained.root / "eval" / f"{dataset.root.name}-{split}-{trained.checkpoint.stem}"
+    parts = [dataset.root.name, split, trained.checkpoint.stem]
+    if options.weights == "plain" and trained.config.ema.ema_decay:
+        parts.append("plain")
+    if options.flip_tta not in (None, trained.config.evaluation.flip_tta):
+        parts.append("mirrored" if options.flip_tta else "unmirrored")
+    return RunFolder(trained.root).evaluations / "-".join(parts)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from shard.errors import FeedlineError
 from train.assess.files import FIGURES, PREDICTIONS
 from train.compare.runs import Run
+from train.run_folder import RunFolder
 
 Key = tuple[str, str]  # fingerprint of the dataset, and split
 
@@ -118,15 +120,16 @@ def require_comparable(runs: Sequence[Run], common: Shared) -> None:
 
 
 def _evaluations(run: Run) -> dict[Key, Evaluated]:
-    """Evaluations of the best checkpoint as it is now, by weights that it was chosen by: by what they are of."""
+    """Evaluations of the best checkpoint as it is now, in the way in which it was chosen: by what they are of."""
     found: dict[Key, Evaluated] = {}
-    for path in sorted((run.root / "eval").glob(f"*/{FIGURES}")):
+    for path in sorted(RunFolder(run.root).evaluations.glob(f"*/{FIGURES}")):
         try:
             figures = json.loads(path.read_text(encoding="utf-8"))
             key = figures["fingerprint"], figures["split"]
-            now = ("best.pt", run.best_epoch, run.averaged)
-            current = (Path(figures["checkpoint"]).name, figures["epoch"], figures["averaged"]) == now
-        except (OSError, ValueError, KeyError) as error:
+            how = figures["averaged"], figures["flip_tta"]  # mirrored images make any network better
+            current = (Path(figures["checkpoint"]).name, figures["epoch"]) == ("best.pt", run.best_epoch)
+            current = current and how == (run.averaged, run.config.evaluation.flip_tta)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise FeedlineError(
                 f"{path} cannot be read: {error!r}; remove its folder, or evaluate again"
             ) from error
@@ -137,4 +140,5 @@ def _evaluations(run: Run) -> dict[Key, Evaluated]:
 
 def _command(run: Run, other: tuple[str, str] | None) -> str:
     """Command that evaluates a run, on another dataset and split than its own if need be."""
-    return f"python -m train eval {run.root}" + (f" --data {other[0]} --split {other[1]}" if other else "")
+    words = ["--data", other[0], "--split", other[1]] if other else []
+    return shlex.join(["python", "-m", "train", "eval", str(run.root), *words])

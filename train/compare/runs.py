@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ from shard.errors import FeedlineError
 from train import checkpoint
 from train.config import Config, flat, load
 from train.flops import forward_flops
+from train.metrics import read_lines
 from train.model import make_model
 from train.run_folder import RunFolder
+from train.summary import read as read_summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +106,11 @@ def _names(roots: Sequence[Path]) -> list[str]:
 def _read(root: Path, name: str) -> Run:
     folder = RunFolder(root)
     config = load(folder.config)
-    summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.exists() else {}
+    summary = read_summary(folder.summary)
     best = checkpoint.load(folder.best) if folder.best.exists() else None
     # Of a finished run the summary tells how far it came.
     newest = checkpoint.load(folder.last) if folder.last.exists() and not (summary and best) else best
-    lines = _lines(folder.metrics)
+    lines = [line for line in read_lines(folder.metrics) if line.get("kind") == "train"]
     evaluation = best["last_eval"] if best is not None else {}
     averaged = "ema_top1" in evaluation
     top1, top5, loss = (
@@ -145,17 +146,6 @@ def _status(config: Config, summary: dict[str, Any], epochs: int) -> str:
     if summary:
         return "finished early" if summary["ended"] else "finished"
     return f"unfinished: {epochs} of {config.schedule.duration}"
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Lines about training steps."""
-    if not path.exists():
-        return []
-    # The last one may be half written, of a run that is at work.
-    whole = [
-        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
-    return [line for line in map(json.loads, whole) if line["kind"] == "train"]
 
 
 def _speed(lines: Sequence[dict[str, Any]]) -> float | None:

@@ -35,11 +35,19 @@ def headline(record: Record, judged: Judged | None, dataset: Dataset | None) -> 
     classes = len(judged.classes) if judged else len(dataset.classes) if dataset else 0
     if classes > 1:
         lines.append(
-            f"Guessing among {classes:,} classes would be right {number_text(100 / classes)} % of the time."
+            f"Guessing among {classes:,} classes would be right {number_text(100 / classes)} % of the time"
+            + (_largest(judged, 100 / classes) if judged else "")
+            + "."
         )
     if record.before.get("top1"):
-        lines.append(_before(record, top1))
+        lines.append(_before(record, top1, samples))
     return lines
+
+
+def _largest(judged: Judged, guess: float) -> str:
+    """What naming the largest class alone would give, percent, where that is clearly more than a guess."""
+    share = 100 * float(judged.matrix.sum(axis=1).max() / judged.matrix.sum())
+    return f", and naming the largest class every time {share:.1f} %" if share > guess + 2 else ""
 
 
 def _trained(record: Record, dataset: Dataset | None) -> str:
@@ -63,12 +71,13 @@ def _accuracy(record: Record, judged: Judged | None) -> tuple[float, tuple[float
     return top1, interval_of(top1, samples), samples
 
 
-def _before(record: Record, after: float) -> str:
-    figures = record.before["top1"]
+def _before(record: Record, after: float, samples: int) -> str:
+    figures, judged = record.before["top1"], record.before["samples"]
+    of = f" (judged on {judged:,} of these images)" if judged < samples else ""
     ways = [f"{value:.1f} % {_BEFORE.get(name, name)}" for name, value in figures.items()]
     gain = after - max(figures.values())
     return (
-        f"Before this training the pretrained weights reached {' and '.join(ways)}; after it {after:.1f} %: "
+        f"Before this training the pretrained weights reached {' and '.join(ways)}{of}; after it {after:.1f} %: "
         f"{abs(gain):.1f} points {'more' if gain >= 0 else 'less'}."
     )
 

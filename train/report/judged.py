@@ -66,8 +66,9 @@ class Judged:
 def find_judged(record: Record, most: int) -> Judged | None:
     """The newest evaluation of the run's best checkpoint on its evaluation split; None: there is none.
 
-    One of an earlier best checkpoint does not count, nor one of another dataset whose split has the same name. Where
-    the checkpoint itself is gone, the newest will do.
+    One of an earlier best checkpoint does not count, nor one of another dataset whose split has the same name, nor one
+    that mirrored images or took weights otherwise than the run itself. Where the checkpoint itself is gone, the newest
+    will do.
 
     Args:
         record: the run.
@@ -75,10 +76,14 @@ def find_judged(record: Record, most: int) -> Judged | None:
     """
     best = RunFolder(record.root).best
     content = checkpoint.load(best) if best.exists() else {}
-    wanted = {"split": record.config.input.eval_split}
+    wanted = {
+        "split": record.config.input.eval_split,
+        "flip_tta": record.config.evaluation.flip_tta,
+        "averaged": bool(record.judged),
+    }
     wanted |= {key: content[key] for key in ("epoch", "fingerprint") if key in content}
     found = []
-    for path in (record.root / "eval").glob(f"*/{FIGURES}"):
+    for path in RunFolder(record.root).evaluations.glob(f"*/{FIGURES}"):
         about = _read_figures(path)
         of_best = Path(str(about.get("checkpoint"))).stem == best.stem
         if of_best and all(about.get(key) == value for key, value in wanted.items()):

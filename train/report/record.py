@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from shard.errors import FeedlineError
+from train import summary
 from train.assess.figures import bootstrap_interval
 from train.config import Config, load
+from train.metrics import read_lines
 from train.run_folder import RunFolder
 
 Line = dict[str, Any]
@@ -53,8 +54,8 @@ class Record:
     @property
     def steps_per_epoch(self) -> float | None:
         """Steps of an epoch; None before the first has ended."""
-        last = self.evaluations[-1] if self.evaluations else None
-        return last["step"] / last["epoch"] if last and last["epoch"] else None
+        first = self.evaluations[0] if self.evaluations else None  # the last epoch may be none whole
+        return first["step"] / first["epoch"] if first and first["epoch"] else None
 
 
 def read_record(root: Path) -> Record:
@@ -68,11 +69,10 @@ def read_record(root: Path) -> Record:
         raise FeedlineError(
             f"{root} is no run folder ({folder.config} does not exist); give one of `python -m train`"
         )
-    lines = _lines(folder.metrics)
+    lines = read_lines(folder.metrics)
     kinds = {
         kind: [line for line in lines if line.get("kind") == kind] for kind in ("train", "eval", "before")
     }
-    summary = _summary(folder.summary)
     before = (kinds["before"] or [{}])[-1]
     return Record(
         root=root,
@@ -80,37 +80,9 @@ def read_record(root: Path) -> Record:
         train=kinds["train"],
         evaluations=kinds["eval"],
         before=before if before.get("top1") else {},
-        summary=summary,
-        history=_lines(folder.history),
+        summary=summary.read(folder.summary),
+        history=read_lines(folder.history),
     )
-
-
-def _lines(path: Path) -> list[Line]:
-    """Lines of a JSONL file; one that is still being written is left out. None of a file that is not there."""
-    if not path.exists():
-        return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [_line(text, path, number) for number, text in enumerate(whole.splitlines(), start=1)]
-
-
-def _line(text: str, path: Path, number: int) -> Line:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise FeedlineError(f"line {number} of {path} cannot be read: {error}; remove it") from error
-    if not isinstance(found, dict):
-        raise FeedlineError(f"line {number} of {path} is {text[:40]!r}, no object; remove it")
-    return found
-
-
-def _summary(path: Path) -> Line:
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FeedlineError(f"{path} cannot be read: {error}; remove it") from error
-    return dict(found)
 
 
 def interval_of(top1: float, samples: int) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from shard.errors import FeedlineError
 from train.config import load
 from train.distributed import World
+from train.metrics import read_lines
 from train.run_folder import RunFolder
 from train.schedule import parse_duration
 from train.stop import REQUEUE, Stopped, StopSignal
@@ -158,10 +158,10 @@ class Sweep:
         ended = [trial for trial in self._study.trials if trial.state.is_finished()]
         if len(ended) >= _HOPELESS and all(REASON in trial.user_attrs for trial in ended):
             self._stop_all()
-            last = ended[-1]
+            last, more = ended[-1], "" if len(ended) < self._trials else ", with a larger --trials"
             raise FeedlineError(
                 f"all {len(ended)} trials have failed, the last one with: {last.user_attrs[REASON]}; "
-                f"see {self._study.folder(last.number) / OUTPUT}; mend it and give the same command again"
+                f"see {self._study.folder(last.number) / OUTPUT}; mend it and give the same command again{more}"
             )
 
     def _stop_all(self) -> None:
@@ -189,17 +189,10 @@ class Sweep:
 
 def evaluations(folder: Path, metric: Metric) -> dict[int, float]:
     """What a run's evaluations found, by epoch from 1; of the averaged weights where the run keeps them."""
-    path = RunFolder(folder).metrics
-    if not path.exists():
-        return {}
-    found: dict[int, float] = {}
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break  # it is being written
-        values = json.loads(line)
-        if values["kind"] == "eval":
-            found[values["epoch"]] = values.get(f"ema_{metric}", values[metric])
-    return found
+    lines = read_lines(RunFolder(folder).metrics)
+    return {
+        line["epoch"]: line.get(f"ema_{metric}", line[metric]) for line in lines if line.get("kind") == "eval"
+    }
 
 
 def last_epoch(folder: Path) -> int | None:

@@ -138,14 +138,17 @@ def load_plan(path: Path) -> Checked:
         raise FeedlineError(f"{path} is damaged: {error}; give another --study") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise FeedlineError(f"{path} is not of a study of format {FORMAT}; give another --study")
-    plan = Plan(
-        flags=tuple(values["flags"]),
-        space=parse_search(values["search"], flag_names()),
-        metric=cast(Metric, values["metric"]),
-        prune=cast(Prune, values["prune"]),
-    )
-    config = from_dict(Config, values["config"], str(path))
-    return Checked(plan=plan, config=config, fingerprint=values["fingerprint"])
+    try:
+        plan = Plan(
+            flags=tuple(values["flags"]),
+            space=parse_search(values["search"], flag_names()),
+            metric=cast(Metric, values["metric"]),
+            prune=cast(Prune, values["prune"]),
+        )
+        config = from_dict(Config, values["config"], str(path))
+        return Checked(plan=plan, config=config, fingerprint=values["fingerprint"])
+    except (KeyError, TypeError) as error:
+        raise FeedlineError(f"{path} is damaged: {error!r}; give another --study") from error
 
 
 def require_same(saved: Checked, now: Checked, root: Path) -> None:

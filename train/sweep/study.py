@@ -170,6 +170,13 @@ class Study:
         """Run folder of a trial."""
         return self.root / f"trial-{number:04d}"
 
+    def at_work(self, number: int) -> bool:
+        """Whether a process, here or elsewhere, has the trial."""
+        lock = self._lock(number)
+        if lock is not None:
+            unlock(lock)
+        return lock is None
+
     def report(self, held: Held, epoch: int, value: float) -> bool:
         """Tell what an epoch's evaluation found; returns whether the trial should be pruned."""
         held.reported.add(epoch)
@@ -232,8 +239,11 @@ class Study:
 
     def _lock(self, number: int) -> int | None:
         folder = self.folder(number)
-        folder.mkdir(exist_ok=True)
-        lock = open_lock(folder / ".sweep")
+        try:
+            folder.mkdir(exist_ok=True)
+            lock = open_lock(folder / ".sweep")
+        except OSError as error:
+            raise FeedlineError(f"cannot make the run folder {folder}: {error.strerror}") from error
         if try_lock(lock, EXCLUSIVE):
             return lock
         unlock(lock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -12,9 +11,10 @@ from optuna.trial import FrozenTrial, TrialState
 from train.assess.report import align
 from train.progress import clock
 from train.run_folder import RunFolder
+from train.summary import read as read_summary
 from train.sweep.plan import UNITS, Plan, worth
 from train.sweep.space import Value
-from train.sweep.study import PAUSED, REASON, Study
+from train.sweep.study import REASON, Study
 
 _WIDEST = 100  # of a failure's reason in the table
 
@@ -22,7 +22,7 @@ _WIDEST = 100  # of a failure's reason in the table
 def report(study: Study) -> str:
     """The table of trials and the best one's command line, or what to do where there is none."""
     trials = ordered(study.trials, maximised=study.plan.maximised)
-    counts = Counter(map(state_text, trials))
+    counts = Counter(state_text(study, trial) for trial in trials)
     lines = [
         f"{study.root}: {len(trials)} trials ({', '.join(f'{n} {name}' for name, n in counts.items())})",
         "",
@@ -52,12 +52,12 @@ def ordered(trials: list[FrozenTrial], *, maximised: bool) -> list[FrozenTrial]:
     return sorted(trials, key=rank)
 
 
-def state_text(trial: FrozenTrial) -> str:
+def state_text(study: Study, trial: FrozenTrial) -> str:
     """What became of a trial, in a word."""
     if trial.state == TrialState.COMPLETE:
         return "finished"
     if trial.state == TrialState.RUNNING:
-        return "paused" if trial.user_attrs.get(PAUSED) else "running"
+        return "running" if study.at_work(trial.number) else "paused"
     return {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}[trial.state]
 
 
@@ -82,8 +82,8 @@ def _table(study: Study, trials: list[FrozenTrial]) -> str:
     head = ("trial", "", UNITS[study.plan.metric], "epochs", "time", *flags)
     rows: list[tuple[str, ...]] = [
         (
-            str(trial.number), state_text(trial), _number(trial.value), str(max(trial.intermediate_values, default=0)),
-            _time(study.folder(trial.number)),
+            str(trial.number), state_text(study, trial), _number(trial.value),
+            str(max(trial.intermediate_values, default=0)), _time(study.folder(trial.number)),
             *(value_text(trial.params[flag]) if flag in trial.params else "" for flag in flags),
         )
         for trial in trials
@@ -103,5 +103,5 @@ def _number(value: float | None) -> str:
 
 
 def _time(folder: Path) -> str:
-    path = RunFolder(folder).summary
-    return clock(json.loads(path.read_text(encoding="utf-8"))["wall_s"]) if path.exists() else ""
+    found = read_summary(RunFolder(folder).summary)
+    return clock(found["wall_s"]) if found else ""
