@@ -122,7 +122,7 @@ def _step(optimizer: torch.optim.Optimizer, loss: Any) -> float:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def main(argv: list[str] | None = None) -> None:
