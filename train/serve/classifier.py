@@ -84,7 +84,7 @@ class Classifier:
         try:
             width, height = size_of(data)
         except NotAnImageError as error:
-            raise RefusedError(415, "not an image") from error
+            raise RefusedError(415, str(error)) from error
         except TooManyPixelsError as error:
             raise RefusedError(413, str(error)) from error
         except BadImageError as error:
