@@ -85,6 +85,8 @@ def _command(name: str, argv: Sequence[str]) -> int:
         status: int = importlib.import_module(COMMANDS[name]).main(argv)
     except FeedlineError as error:
         return _fail(str(error), 1, alike=True)
+    except MemoryError as error:
+        return _fail(f"not enough memory ({error}); give a smaller --batch-size", 1, alike=True)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, alike=True)
     return status

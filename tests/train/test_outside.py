@@ -160,6 +160,26 @@ def test_datasets_and_shards_hold_images(
     assert isinstance(load_image(f"{server.url}/none.jpg", Policy()), Bad)
 
 
+def test_links_with_a_query(dataset_dir: Path, tmp_path: Path, photos: list[bytes]) -> None:
+    """As of a picture that somebody shared, with a signature behind its name."""
+    (tmp_path / "a.jpg").write_bytes(photos[0])
+    with SlowServer(tmp_path) as server:
+        name = f"{server.url}/a.jpg?key=1"
+        assert every(name) == [name]
+        assert isinstance(load_image(name, Policy()), Checked)
+        missing = load_image(f"{server.url}/b.jpg?key=1", Policy())
+        (other,) = every(f"{server.url}/photo")
+    assert isinstance(missing, Bad)
+    assert missing.reason.startswith("not found (404")
+    assert isinstance(other, Bad)
+    assert other.reason.endswith("; an image's URL ends in .jpg or the like")
+
+
+def test_braces_that_do_not_match(tmp_path: Path) -> None:
+    name = f"{tmp_path}/a-{{0..3.tar"
+    assert every(name) == [Bad(name, "its braces { } do not match")]
+
+
 def test_patterns_of_shards_in_a_bucket(
     dataset_dir: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ def _expand(name: str, *, patterns: bool) -> Iterator[str | Given | Bad]:
         yield from find_packed(name)
     elif os.path.isdir(name):
         yield from _below(name)
-    elif patterns and glob.has_magic(name) and not os.path.lexists(name):
+    elif patterns and "://" not in name and glob.has_magic(name) and not os.path.lexists(name):
         found = sorted(glob.glob(name, recursive=True))
         if not found:
             yield Bad(name, "no file matches this pattern")

@@ -56,8 +56,15 @@ class Predictor:
         self._pixels = Pixels(trained, network.device, batch_size)
         self.threads = self._pixels.threads
 
-    def __call__(self, names: Sequence[str], images: Sequence[Checked]) -> list[Prediction | Bad]:
+    def __call__(
+        self, names: Sequence[str], images: Sequence[Checked], *, filled: bool = True
+    ) -> list[Prediction | Bad]:
         """Predict at most `batch_size` images.
+
+        Args:
+            names: theirs.
+            images: checked.
+            filled: whether the network computes the black rows, too, so that it always sees the same shape.
 
         Raises:
             FeedlineError: the network's output is not finite.
@@ -65,7 +72,8 @@ class Predictor:
         if not images:
             return []
         decoded = self._pixels(images)
-        probabilities, labels = top_classes(self._network.logits(decoded.images), self._top)
+        rows_there = decoded.images if filled else decoded.images[: len(images)]
+        probabilities, labels = top_classes(self._network.logits(rows_there), self._top)
         rows = zip(names, images, labels.tolist(), probabilities.tolist(), strict=False)  # the rest is black
         return [
             Bad(name, decoded.bad[row]) if row in decoded.bad else self._prediction(name, image, best, shares)
@@ -103,9 +111,10 @@ def predict(found: Iterable[str | Given | Bad], predictor: Predictor) -> Iterato
     pool = ThreadPool(predictor.threads, "feedline-predict", _PATIENCE_S)
     try:
         ahead = _start(pool, predictor, images)
+        filled = len(ahead) == predictor.batch_size  # a few images are not worth computing a whole batch for
         while ahead:
             now, ahead = ahead, _start(pool, predictor, images)
-            yield from _finish(now, predictor)
+            yield from _finish(now, predictor, filled=filled)
     finally:
         pool.close()
 
@@ -124,10 +133,10 @@ def _start(pool: ThreadPool, predictor: Predictor, images: Iterator[str | Given 
     ]
 
 
-def _finish(part: _Loading, predictor: Predictor) -> Iterator[Prediction | Bad]:
+def _finish(part: _Loading, predictor: Predictor, *, filled: bool) -> Iterator[Prediction | Bad]:
     """Results of one batch, in its order."""
     loaded = [(name, one if isinstance(one, Bad) else one.result()) for name, one in part]
     good = [(name, image) for name, image in loaded if not isinstance(image, Bad)]
-    results = iter(predictor([name for name, _ in good], [image for _, image in good]))
+    results = iter(predictor([name for name, _ in good], [image for _, image in good], filled=filled))
     for _, one in loaded:
         yield one if isinstance(one, Bad) else next(results)
