@@ -56,6 +56,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """A whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
 def with_suffix(suffix: str) -> Callable[[str], Path]:
     """Type of a path that has to end in `suffix`."""
 
