@@ -214,6 +214,7 @@ def test_an_image_of_the_split_finds_itself(
             "the model has no layer 'layer33'; did you mean 'layer3'?",
         ),
         (["--knn", "test"], "has no split 'test'; it has"),
+        (["--knn", "train", "--device", "gpu"], "--device is 'gpu'; give auto, cpu, cuda"),
         (["--search", "none.jpg"], "cannot search for none.jpg: No such file"),
         (["--search", __file__], ": not an image"),
         (["--knn", "train", "--k", "500"], "500 neighbours are asked for, of 120 samples; ask for fewer"),
