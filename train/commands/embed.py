@@ -72,7 +72,8 @@ class _Job:
         sinks: list[_Sink] = []
         if options.search:
             names, images = self.outside()
-            search = Search(self.extractor(images), options.top)
+            parts = [self.extractor(part) for part in images.split(options.batch_size)]
+            search = Search(torch.cat(parts), options.top)
             sinks.append(search.add)
         if options.knn:
             bank = Bank.of(self.features(options.knn))
