@@ -187,7 +187,7 @@ def test_an_image_of_the_split_finds_itself(
 ) -> None:
     names = [dataset_dir.parent / "images" / "train" / f"class{i}" / "3.jpg" for i in (4, 1)]
     sheet = tmp_path / "found.png"
-    flags = ["embed", str(run), "--split", "train", "--top", "3", "--sheet", str(sheet)]
+    flags = ["embed", str(run), "--split", "train", "--top", "3", "--batch-size", "1", "--sheet", str(sheet)]
     assert main([*flags, "--search", *map(str, names)]) == 0
     said = capsys.readouterr().out
     for name, label in zip(names, (4, 1), strict=True):

@@ -72,7 +72,8 @@ class _Job:
         sinks: list[_Sink] = []
         if options.search:
             names, images = self.outside()
-            parts = [self.extractor(part) for part in images.split(options.batch_size)]
+            size = options.batch_size
+            parts = [self.extractor(images[i : i + size]) for i in range(0, len(images), size)]
             search = Search(torch.cat(parts), options.top)
             sinks.append(search.add)
         if options.knn:
