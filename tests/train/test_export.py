@@ -210,7 +210,8 @@ def test_readable_class_names_are_those_of_the_same_classes(run: Path) -> None:
     for classes, named, expected in (
         (CLASSES, ["ant", "", "", "bee", "", ""], ["ant", "class1", "class2", "bee", "class4", "class5"]),
         (CLASSES, [""] * 6, list(CLASSES)),
-        (CLASSES[::-1], ["ant"] * 6, list(CLASSES)),
+        (CLASSES[::-1], ["f", "e", "d", "", "b", "a"], ["a", "b", "class2", "d", "e", "f"]),
+        (("other",), ["ant"], list(CLASSES)),
     ):
         dataset = Dataset(run, classes, "", {"class_names": named})
         assert json.loads(describe(trained, dataset)["class_names"]) == expected

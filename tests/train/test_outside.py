@@ -72,6 +72,16 @@ def test_names(tmp_path: Path) -> None:
     assert list(find_images(["-"], ["\n", ""])) == []
 
 
+def test_links_in_a_folder_are_followed_but_not_round_and_round(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "elsewhere/2.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "a" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "a")
+    assert every(tmp_path / "a") == [f"{tmp_path}/a/1.jpg", f"{tmp_path}/a/linked/2.jpg"]
+
+
 @pytest.fixture
 def sideways(tmp_path: Path) -> Path:
     """A photo of 40 × 20 pixels, white on its left, which is to be turned: what is on the left goes to the top."""
