@@ -286,13 +286,11 @@ def test_what_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "timm", "torch.export"])
-def test_a_full_disk_is_told(
-    run: Path, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_is_told(run: Path, kind: str, tmp_path: Path, capsys: Any) -> None:
+    flags = ["--format", kind, "--out", str(tmp_path / "out"), "--synthetic", "--samples", "1"]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # of a file, bytes
     try:
-        flags = ["--format", kind, "--out", str(tmp_path / "out"), "--synthetic", "--samples", "1"]
         assert main(["export", str(run), *flags]) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
