@@ -70,9 +70,7 @@ def storage_errors(verb: str, what: str | Path) -> Iterator[None]:
 
 
 def _text(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError) and not isinstance(
-        error.errno, int
-    ):  # fsspec's: it says the URL again
+    if isinstance(error, FileNotFoundError) and not isinstance(error.errno, int):  # fsspec's, saying the URL
         why = _text(error.__cause__) if error.__cause__ else ""
         return why if why.startswith("not found") else f"not found ({why})" if why else "not found"
     return (

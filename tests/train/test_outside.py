@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bench.slow_server import SlowServer
@@ -23,6 +24,7 @@ from tests.train.outside import pixels_of
 from tests.train.runs import make_run
 from train import checkpoint
 from train.__main__ import main
+from train.inference import Network
 from train.predict import Bad, Given, find_images, load_image
 from train.trained import load_trained
 
@@ -201,6 +203,26 @@ def test_patterns_of_shards_in_a_bucket(
     assert every(url) == far
     assert every(f"{url}/val/*.tar") == [one for one in far if "/val/" in one.name]
     assert every(f"{url}/none/*.tar") == [Bad(f"{url}/none/*.tar", "no shard matches this pattern")]
+
+
+def test_output_that_is_not_finite_is_of_one_image(
+    run: Path, dataset_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logits = Network.logits
+
+    def broken(self: Network, images: torch.Tensor) -> torch.Tensor:
+        found = logits(self, images)
+        found[2] = torch.nan
+        return found
+
+    monkeypatch.setattr(Network, "logits", broken)
+    folder = dataset_dir.parent / "images" / "val" / "class0"
+    assert main(["predict", str(run), str(folder), "--device", "cpu", "--format", "jsonl"]) == 1
+    said = capsys.readouterr()
+    assert [json.loads(line)["image"][-5:] for line in said.out.splitlines()] == [
+        f"{i}.jpg" for i in "013456"
+    ]
+    assert said.err.startswith(f"{folder}/2.jpg: the network's output is not finite; try --precision fp32")
 
 
 def make_tar(path: Path, members: Sequence[tuple[str, bytes]], mode: str = "w") -> None:

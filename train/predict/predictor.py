@@ -10,7 +10,6 @@ from itertools import islice
 from types import TracebackType
 
 from loader.threads import ThreadPool
-from shard.errors import FeedlineError
 from shard.image import Checked
 from train.inference import Network, top_classes
 from train.predict.images import Bad, Given, is_sideways, load_image
@@ -65,9 +64,6 @@ class Predictor:
             names: theirs.
             images: checked.
             filled: whether the network computes the black rows, too, so that it always sees the same shape.
-
-        Raises:
-            FeedlineError: the network's output is not finite.
         """
         if not images:
             return []
@@ -80,10 +76,13 @@ class Predictor:
             for row, (name, image, best, shares) in enumerate(rows)
         ]
 
-    def _prediction(self, name: str, image: Checked, labels: list[int], shares: list[float]) -> Prediction:
+    def _prediction(
+        self, name: str, image: Checked, labels: list[int], shares: list[float]
+    ) -> Prediction | Bad:
         if not all(map(math.isfinite, shares)):
-            raise FeedlineError(
-                f"the network's output is not finite for {name}; try --precision fp32, or an earlier --checkpoint"
+            # As in `serve` one image's fault: what the others get is not lost by it.
+            return Bad(
+                name, "the network's output is not finite; try --precision fp32, or an earlier --checkpoint"
             )
         classes = tuple(self._classes[label] for label in labels)
         return Prediction(name, classes, tuple(shares), is_sideways(image, self.policy))

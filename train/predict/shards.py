@@ -57,7 +57,7 @@ def find_packed(name: str) -> Iterator[Given | Bad]:
 def _expand(name: str) -> Iterator[str | Bad]:
     """Paths or URLs of single shards."""
     try:
-        patterns = (name,) if os.path.exists(name) else tuple(braceexpand.braceexpand(name))
+        patterns = (name,) if os.path.exists(name) else braceexpand.braceexpand(name)
     except ValueError:
         yield Bad(name, "its braces { } do not match")
         return

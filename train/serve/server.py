@@ -16,9 +16,7 @@ from shard.errors import FeedlineError
 
 _ACCEPTED = 32  # connections that are taken at a time, between looks at how many there are
 _QUEUE = 1024  # of connections that the system holds until they are taken
-_SPARE = (
-    64 + 4 * _ACCEPTED
-)  # file descriptors for others than connections, and for those taken and not yet looked at
+_SPARE = 64 + 4 * _ACCEPTED  # file descriptors: of files, and of connections taken and not yet looked at
 _MOST = 4096  # connections, however many descriptors there are
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 47\r\nretry-after: 1\r\n"
