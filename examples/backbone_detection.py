@@ -23,6 +23,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.transforms.functional import normalize
 
+from shard.errors import FeedlineError
 from train.pyramid import Pyramid, load_pyramid
 
 
@@ -122,7 +123,7 @@ def _step(optimizer: torch.optim.Optimizer, loss: Any) -> float:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -146,4 +147,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FeedlineError as error:
+        raise SystemExit(f"error: {error}") from error

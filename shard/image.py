@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import simplejpeg
 from PIL import ExifTags, Image
@@ -254,5 +254,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "P":
         image = image.convert("RGBA")  # a palette may hold transparency in more than one way
     if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+        image = image.convert("I")
+        extrema: Any = image.getextrema()
+        if extrema[0] < 0 or extrema[1] >= 1 << 16:
+            raise BadImageError("pixels of 32 bits, whose range is not known")
+        image = image.point(lambda value: value * (1 / 257)).convert("L")
     return image.convert("RGB")

@@ -70,8 +70,9 @@ def storage_errors(verb: str, what: str | Path) -> Iterator[None]:
 
 
 def _text(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError) and error.strerror is None:  # fsspec's, which says the URL again
-        return f"not found ({_text(error.__cause__)})" if error.__cause__ else "not found"
+    if isinstance(error, FileNotFoundError) and not isinstance(error.errno, int):  # fsspec's, saying the URL
+        why = _text(error.__cause__) if error.__cause__ else ""
+        return why if why.startswith("not found") else f"not found ({why})" if why else "not found"
     return (
         (error.strerror if isinstance(error, OSError) else None)
         or " ".join(str(error).split())

@@ -94,6 +94,8 @@ def _command(name: str, argv: Sequence[str]) -> int:
         return _unread()
     except FeedlineError as error:
         return _fail(str(error), 1, alike=True)
+    except MemoryError as error:
+        return _fail(f"not enough memory ({error}); give a smaller --batch-size", 1, alike=True)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, alike=True)
     return status

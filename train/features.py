@@ -60,7 +60,13 @@ class Extractor:
         self._net.model(pixels)
         if not isinstance(self._seen, torch.Tensor):
             raise FeedlineError(f"layer {self._layer!r} gives no tensor in the forward pass; choose another")
-        return pooled(self._seen, self._net.model)
+        found = pooled(self._seen, self._net.model)
+        if len(found) != len(pixels):
+            raise FeedlineError(
+                f"layer {self._layer!r} gives {len(found)} tensors for {len(pixels)} images, such as one a window; "
+                "choose another"
+            )
+        return found
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._seen = output
@@ -75,7 +81,7 @@ def _find(model: nn.Module, layer: str) -> nn.Module:
 
 
 def pooled(features: torch.Tensor, model: nn.Module) -> torch.Tensor:
-    """One vector a sample, [B, D], of what a layer of `model` gave: [B, D], [B, tokens, D] or a map [B, …].
+    """One vector a sample, [B, D], of what a layer of `model` gave for square images: [B, D], [B, tokens, D] or a map.
 
     Raises:
         FeedlineError: something of another shape.
@@ -84,12 +90,22 @@ def pooled(features: torch.Tensor, model: nn.Module) -> torch.Tensor:
         return features
     if features.ndim == 3:
         return features[:, getattr(model, "num_prefix_tokens", 0) :].mean(dim=1)
-    if features.ndim == 4:
-        last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        return features.mean(dim=(1, 2) if last else (2, 3))
+    if features.ndim == 4 and (places := _places(features.shape, model)):
+        return features.mean(dim=places)
     raise FeedlineError(
         f"the layer gives tensors {tuple(features.shape)}, of which there is no mean; choose another"
     )
+
+
+def _places(shape: torch.Size, model: nn.Module) -> tuple[int, int] | None:
+    """Which axes of a map are its places: the two that are alike. None where there are none.
+
+    What the model says of its maps does not hold within blocks: those of ConvNeXt have the channels last.
+    """
+    first, last = shape[2] == shape[3], shape[1] == shape[2]
+    if first and last:  # as many channels as rows
+        first = getattr(model, "output_fmt", "NCHW") != "NHWC"
+    return (2, 3) if first else (1, 2) if last else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +143,9 @@ def extract(
         extractor: which features.
         device: where the network is.
         batch_size: samples at a time.
+
+    Raises:
+        FeedlineError: features are not finite.
     """
     config = trained.config.input
     with Loader(
@@ -142,4 +161,9 @@ def extract(
     ) as loader:
         for batch in loader:
             valid = batch.valid
-            yield Features(batch.ids[valid.cpu()], batch.labels[valid].cpu(), extractor(batch.images)[valid])
+            values = extractor(batch.images)[valid]
+            if not values.isfinite().all():
+                raise FeedlineError(
+                    f"the features of {trained.checkpoint} are not finite; try an earlier --checkpoint"
+                )
+            yield Features(batch.ids[valid.cpu()], batch.labels[valid].cpu(), values)

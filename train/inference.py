@@ -59,6 +59,10 @@ class Network:
 
 
 def top_classes(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` likeliest classes, all where there are fewer: probabilities float32 [B, k], labels int64 [B, k]."""
-    found = logits.softmax(1).topk(min(count, logits.shape[1]), dim=1)
-    return found.values, found.indices
+    """The `count` likeliest classes, all where there are fewer: probabilities float32 [B, k], labels int64 [B, k].
+
+    By their logits, as training evaluates: probabilities that differ by less than they can say, or are all 0 beside a
+    sure one, tell no order.
+    """
+    best = logits.topk(min(count, logits.shape[1]), dim=1).indices
+    return logits.softmax(1).gather(1, best), best

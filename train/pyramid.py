@@ -56,6 +56,7 @@ class Pyramid(nn.Module):
         std: Color = IMAGENET_DEFAULT_STD,
     ) -> None:
         super().__init__()
+        levels = sorted(set(levels))  # timm gives maps in the network's order, whatever it is asked for
         self.mean, self.std = mean, std
         own = feature_strides(model)
         self._indices = [_index(level, own if strides is None else list(strides)) for level in levels]

@@ -16,11 +16,14 @@ from shard.storage import sync_folder
 def whole(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write a file or fill a folder at; it becomes `path` if the block ends well.
 
-    A file that was there is replaced, and so is a folder.
+    A file that was there is replaced, and so is a folder; of a symbolic link what it leads to.
 
     Raises:
-        FeedlineError: the disk does not take it.
+        FeedlineError: the disk does not take it, or there is something else, such as a pipe or a device.
     """
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else path
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise FeedlineError(f"cannot write {path}: it is no file that could be replaced; give another name")
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,10 +37,10 @@ def whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise FeedlineError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if aside.is_dir():
+        if os.path.isdir(aside):
             shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+        elif os.path.lexists(aside):  # not missing_ok, which raises where there can be no such name
+            aside.unlink()
 
 
 def _sync(path: Path) -> None:

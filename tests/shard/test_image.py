@@ -93,6 +93,16 @@ def test_sixteen_bits_become_eight() -> None:
     assert np.abs(pixels(check(data).data)[..., 0] - before).mean() < 2
 
 
+@pytest.mark.parametrize("value", [-1, 65_536])
+def test_bits_whose_range_is_not_known_are_no_picture(value: int) -> None:
+    """They would be clipped: white, all of it, in a scan of 32 bits."""
+    levels = np.full((8, 8), 30_000, np.int32)
+    assert abs(int(pixels(check(encoded(Image.fromarray(levels), "TIFF")).data).mean()) - 30_000 // 257) <= 1
+    levels[0, 0] = value
+    with pytest.raises(BadImageError, match="32 bits, whose range is not known"):
+        check(encoded(Image.fromarray(levels), "TIFF"))
+
+
 def test_orientation_is_removed_applied_or_kept() -> None:
     data = encoded(picture(), "JPEG", exif=exif(6), quality=95, subsampling=0)
     plain = pixels(data)

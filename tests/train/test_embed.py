@@ -21,6 +21,7 @@ from tests.train.runs import make_run
 from train.__main__ import main
 from train.features import Extractor, Features, pooled
 from train.knn import Bank, KnnAccuracy, nearest, votes
+from train.model import Normalized
 from train.neighbours import Search
 from train.trained import load_trained
 
@@ -58,10 +59,44 @@ def test_tokens_are_averaged_without_the_class_token() -> None:
     assert vit.num_prefix_tokens == 1
     tokens = torch.randn(2, 5, 8)
     torch.testing.assert_close(pooled(tokens, vit), tokens[:, 1:].mean(1))
-    maps = torch.randn(2, 3, 4, 5)
+    maps = torch.randn(2, 3, 5, 5)
     torch.testing.assert_close(pooled(maps, vit), maps.mean((2, 3)))
+    torch.testing.assert_close(pooled(maps.movedim(1, 3), vit), maps.mean((2, 3)))
+    torch.testing.assert_close(pooled(maps[:, :, :3, :3], vit), maps[:, :, :3, :3].mean((2, 3)))
+    vit.output_fmt = "NHWC"
+    torch.testing.assert_close(pooled(maps[:, :, :3, :3], vit), maps[:, :, :3, :3].mean((1, 2)))
+    with pytest.raises(FeedlineError, match=r"gives tensors \(2, 2, 101, 32\), of which there is no mean"):
+        pooled(torch.zeros(2, 2, 101, 32), vit)  # heads of an attention
     with pytest.raises(FeedlineError, match=r"gives tensors \(2, 1, 1, 1, 1\), of which there is no mean"):
         pooled(torch.zeros(2, 1, 1, 1, 1), vit)
+
+
+def test_maps_within_a_block_have_the_channels_last() -> None:
+    net = Normalized(timm.create_model("test_convnext"), (0.5,) * 3, (0.5,) * 3).eval()
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    kept: list[torch.Tensor] = []
+    net.model.get_submodule("stages.2.blocks.0.mlp").register_forward_hook(lambda m, x, y: kept.append(y))
+    found = Extractor(net, "stages.2.blocks.0.mlp")(images)
+    assert kept[0].shape == (2, 4, 4, 48)
+    torch.testing.assert_close(found, kept[0].mean((1, 2)))
+
+
+def test_layers_that_give_other_than_a_row_an_image_are_refused(run: Path) -> None:
+    net = load_trained(run).net
+    extractor = Extractor(net, "layer3")
+    net.model.get_submodule("layer3").register_forward_hook(lambda m, x, y: torch.cat([y, y]))
+    assert len(extractor(images_of(run, "val")[:2])) == 2  # hooks see what comes before their own change
+    windows = Extractor(net, "layer3")
+    with pytest.raises(FeedlineError, match="'layer3' gives 4 tensors for 2 images"):
+        windows(images_of(run, "val")[:2])
+
+
+def test_features_that_are_not_finite_are_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Extractor, "__call__", lambda self, images: torch.full((len(images), 4), torch.nan))
+    assert main(["embed", str(run), "--knn", "train"]) == 1
+    assert "are not finite; try an earlier --checkpoint" in capsys.readouterr().err
 
 
 def test_votes_of_two_neighbours_by_hand() -> None:
@@ -152,7 +187,7 @@ def test_an_image_of_the_split_finds_itself(
 ) -> None:
     names = [dataset_dir.parent / "images" / "train" / f"class{i}" / "3.jpg" for i in (4, 1)]
     sheet = tmp_path / "found.png"
-    flags = ["embed", str(run), "--split", "train", "--top", "3", "--sheet", str(sheet)]
+    flags = ["embed", str(run), "--split", "train", "--top", "3", "--batch-size", "1", "--sheet", str(sheet)]
     assert main([*flags, "--search", *map(str, names)]) == 0
     said = capsys.readouterr().out
     for name, label in zip(names, (4, 1), strict=True):
@@ -179,6 +214,7 @@ def test_an_image_of_the_split_finds_itself(
             "the model has no layer 'layer33'; did you mean 'layer3'?",
         ),
         (["--knn", "test"], "has no split 'test'; it has"),
+        (["--knn", "train", "--device", "gpu"], "--device is 'gpu'; give auto, cpu, cuda"),
         (["--search", "none.jpg"], "cannot search for none.jpg: No such file"),
         (["--search", __file__], ": not an image"),
         (["--knn", "train", "--k", "500"], "500 neighbours are asked for, of 120 samples; ask for fewer"),

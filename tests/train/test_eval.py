@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -139,8 +140,7 @@ def test_two_processes_write_the_same_figures(
 
 def test_labels_of_a_file_and_other_settings(run: Path, tmp_path: Path, done: Path) -> None:
     table = pq.read_table(done / "predictions.parquet").to_pydict()
-    labels = {Path(s).name: [] for s in table["source"]}  # names are those of several classes here: take one
-    labels["0.jpg"] = [*CLASSES]
+    labels = {s: [*CLASSES] if s.endswith("/0.jpg") else [] for s in table["source"]}
     real = tmp_path / "real.json"
     real.write_text(json.dumps(labels))
     flags = ["--split", "val", "--real", str(real), "--weights", "plain", "--flip-tta", "--precision", "fp32"]
@@ -149,6 +149,36 @@ def test_labels_of_a_file_and_other_settings(run: Path, tmp_path: Path, done: Pa
     assert found["real"] == {"file": str(real), "samples": 6, "left_out": 36, "top1": 100, "top5": 100}
     assert (found["averaged"], found["flip_tta"], found["precision"]) == (False, True, "fp32")
     assert found["loss"] != figures(done)["loss"]
+
+
+def test_a_label_is_for_one_image(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = tmp_path / "real.json"
+    real.write_text(json.dumps({"0.jpg": "class1"}))
+    monkeypatch.setattr(Network, "logits", Mock(side_effect=AssertionError("too late")))
+    flags = ["eval", str(run), "--device", "cpu", "--real", str(real), "--out", str(tmp_path / "out")]
+    assert main(flags) == 1
+    error = capsys.readouterr().err
+    assert "one label for '0.jpg', the name of several images of the split (val/class" in error
+
+
+def test_where_files_cannot_go_is_told_before_the_work_and_figures_come_before_files(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["eval", str(run), "--device", "cpu", "--out"]
+    monkeypatch.setattr("train.assess.files.write_parquet", Mock(side_effect=OSError(28, "No space left")))
+    assert main([*flags, str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert "macro average" in said.out
+    assert said.err == f"error: cannot write {tmp_path}/out/predictions.parquet: No space left\n"
+    monkeypatch.setattr(Network, "logits", Mock(side_effect=AssertionError("too late")))
+    (tmp_path / "file").touch()
+    assert main([*flags, str(tmp_path / "file")]) == 1
+    assert f"cannot write into {tmp_path}/file: File exists; give another --out" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert main([*flags, str(tmp_path / "out")]) == 1
+    assert "no permission, or read-only; give another --out" in capsys.readouterr().err
 
 
 def test_default_folder_and_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +221,9 @@ def test_a_dataset_of_other_classes(run: Path, dataset: Dataset, capsys: pytest.
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("flags", [["--batch-size", "0"], ["--nonsense"], ["--weights", "best"], []])
+@pytest.mark.parametrize(
+    "flags", [["--batch-size", "0"], ["--nonsense"], ["--weights", "best"], ["--seed", "-1"], []]
+)
 def test_wrong_flags(run: Path, flags: list[str]) -> None:
     with pytest.raises(SystemExit) as error:
         evaluate_command([str(run), *flags] if flags else [])

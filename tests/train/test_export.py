@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -209,7 +210,8 @@ def test_readable_class_names_are_those_of_the_same_classes(run: Path) -> None:
     for classes, named, expected in (
         (CLASSES, ["ant", "", "", "bee", "", ""], ["ant", "class1", "class2", "bee", "class4", "class5"]),
         (CLASSES, [""] * 6, list(CLASSES)),
-        (CLASSES[::-1], ["ant"] * 6, list(CLASSES)),
+        (CLASSES[::-1], ["f", "e", "d", "", "b", "a"], ["a", "b", "class2", "d", "e", "f"]),
+        (("other",), ["ant"], list(CLASSES)),
     ):
         dataset = Dataset(run, classes, "", {"class_names": named})
         assert json.loads(describe(trained, dataset)["class_names"]) == expected
@@ -281,3 +283,16 @@ def test_what_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for path, said in ((tmp_path / "none", "is no folder"), (tmp_path, "is no run folder")):
         assert main(["export", str(path), "--format", "onnx"]) == 1
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "timm", "torch.export"])
+def test_a_full_disk_is_told(run: Path, kind: str, tmp_path: Path, capsys: Any) -> None:
+    flags = ["--format", kind, "--out", str(tmp_path / "out"), "--synthetic", "--samples", "1"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # of a file, bytes
+    try:
+        assert main(["export", str(run), *flags]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err.startswith(f"error: cannot write {tmp_path / 'out'}: File too large")
+    assert not list(tmp_path.iterdir())

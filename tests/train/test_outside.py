@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bench.slow_server import SlowServer
@@ -23,6 +24,7 @@ from tests.train.outside import pixels_of
 from tests.train.runs import make_run
 from train import checkpoint
 from train.__main__ import main
+from train.inference import Network
 from train.predict import Bad, Given, find_images, load_image
 from train.trained import load_trained
 
@@ -70,6 +72,16 @@ def test_names(tmp_path: Path) -> None:
         "b.jpg",
     ]
     assert list(find_images(["-"], ["\n", ""])) == []
+
+
+def test_links_in_a_folder_are_followed_but_not_round_and_round(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "elsewhere/2.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "a" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "a")
+    assert every(tmp_path / "a") == [f"{tmp_path}/a/1.jpg", f"{tmp_path}/a/linked/2.jpg"]
 
 
 @pytest.fixture
@@ -160,6 +172,26 @@ def test_datasets_and_shards_hold_images(
     assert isinstance(load_image(f"{server.url}/none.jpg", Policy()), Bad)
 
 
+def test_links_with_a_query(dataset_dir: Path, tmp_path: Path, photos: list[bytes]) -> None:
+    """As of a picture that somebody shared, with a signature behind its name."""
+    (tmp_path / "a.jpg").write_bytes(photos[0])
+    with SlowServer(tmp_path) as server:
+        name = f"{server.url}/a.jpg?key=1"
+        assert every(name) == [name]
+        assert isinstance(load_image(name, Policy()), Checked)
+        missing = load_image(f"{server.url}/b.jpg?key=1", Policy())
+        (other,) = every(f"{server.url}/photo")
+    assert isinstance(missing, Bad)
+    assert missing.reason.startswith("not found (404")
+    assert isinstance(other, Bad)
+    assert other.reason.endswith("; an image's URL ends in .jpg or the like")
+
+
+def test_braces_that_do_not_match(tmp_path: Path) -> None:
+    name = f"{tmp_path}/a-{{0..3.tar"
+    assert every(name) == [Bad(name, "its braces { } do not match")]
+
+
 def test_patterns_of_shards_in_a_bucket(
     dataset_dir: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +203,26 @@ def test_patterns_of_shards_in_a_bucket(
     assert every(url) == far
     assert every(f"{url}/val/*.tar") == [one for one in far if "/val/" in one.name]
     assert every(f"{url}/none/*.tar") == [Bad(f"{url}/none/*.tar", "no shard matches this pattern")]
+
+
+def test_output_that_is_not_finite_is_of_one_image(
+    run: Path, dataset_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logits = Network.logits
+
+    def broken(self: Network, images: torch.Tensor) -> torch.Tensor:
+        found = logits(self, images)
+        found[2] = torch.nan
+        return found
+
+    monkeypatch.setattr(Network, "logits", broken)
+    folder = dataset_dir.parent / "images" / "val" / "class0"
+    assert main(["predict", str(run), str(folder), "--device", "cpu", "--format", "jsonl"]) == 1
+    said = capsys.readouterr()
+    assert [json.loads(line)["image"][-5:] for line in said.out.splitlines()] == [
+        f"{i}.jpg" for i in "013456"
+    ]
+    assert said.err.startswith(f"{folder}/2.jpg: the network's output is not finite; try --precision fp32")
 
 
 def make_tar(path: Path, members: Sequence[tuple[str, bytes]], mode: str = "w") -> None:

@@ -24,8 +24,9 @@ from shard.image import Checked
 from tests.train.judged import SIDE, lively_run
 from train.__main__ import main
 from train.commands.predict import main as predict_command
-from train.inference import Network
-from train.predict import Bad, Predictor, load_image
+from train.inference import Network, top_classes
+from train.predict import Bad, Given, Prediction, Predictor, load_image
+from train.predict import predict as predict_all
 from train.trained import Trained, load_trained
 
 
@@ -230,3 +231,67 @@ def test_many_processes_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["predict", str(run), "a.jpg"]) == 1
     assert "predict is one process" in capsys.readouterr().err
+
+
+def test_a_few_images_are_not_filled_up_to_a_batch(trained: Trained, photos: list[bytes]) -> None:
+    found = {}
+    for batch_size, shape in ((128, 5), (4, 4)):
+        network = Watching(trained, torch.device("cpu"))
+        given = [Given(str(i), photo) for i, photo in enumerate(photos[:5])]
+        with predictor(trained, batch_size, network) as predict:
+            found[batch_size] = list(predict_all(given, predict))
+        assert len(network.seen) == shape
+    for one, other in zip(found[128], found[4], strict=True):
+        assert isinstance(one, Prediction)
+        assert isinstance(other, Prediction)
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=2e-3)
+
+
+def test_order_is_that_of_the_logits() -> None:
+    """Of probabilities that are all 0 beside a sure one, or alike in the last digit, none would be known."""
+    logits = torch.arange(40.0)[None] * 200
+    logits[0, 3] = 1e6
+    probabilities, labels = top_classes(logits, 5)
+    assert labels.tolist() == [[3, 39, 38, 37, 36]]
+    assert probabilities.tolist() == [[1, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_out_is_looked_at_before_the_work(
+    suffix: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def never(*args: Any) -> None:
+        raise AssertionError("an image was predicted")
+
+    monkeypatch.setattr(Network, "logits", never)
+    (tmp_path / f"folder{suffix}").mkdir()
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / "file").touch()
+    for name, why in (
+        (f"folder{suffix}", "which is a folder; give a file in it"),
+        (f"pipe{suffix}", "it is no file that could be replaced"),
+        (f"file/out{suffix}", "cannot write"),
+        (f"{'n' * 254}{suffix}", "File name too long"),
+    ):
+        assert main(["predict", str(run), __file__, "--device", "cpu", "--out", str(tmp_path / name)]) == 1
+        assert why in capsys.readouterr().err
+    assert (tmp_path / f"pipe{suffix}").is_fifo()
+
+
+def test_a_link_stays_a_link(run: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(tmp_path / "there.csv")
+    name = dataset_dir.parent / "images" / "val" / "class0" / "0.jpg"
+    flags = ["--device", "cpu", "--out", str(tmp_path / "link.csv")]
+    assert main(["predict", str(run), str(name), *flags]) == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "there.csv").read_text().startswith("image,class_1,")
+
+
+def test_a_full_disk_behind_stdout_is_told(
+    run: Path, dataset_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    name = dataset_dir.parent / "images" / "val" / "class0" / "0.jpg"
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(["predict", str(run), str(name), "--device", "cpu", "--format", "csv"]) == 1
+    assert capsys.readouterr().err == "error: cannot write the predictions: No space left on device\n"

@@ -54,6 +54,13 @@ def test_levels_are_timms_features_with_the_runs_weights(run: Path) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
+def test_levels_in_any_order_are_the_same(run: Path) -> None:
+    images = torch.randn(1, 3, 64, 64)
+    maps, other = (load_pyramid(run, levels).eval()(images) for levels in ((3, 5), (5, 3, 3)))
+    assert list(maps) == list(other) == ["c3", "c5"]
+    assert all(torch.equal(maps[name], other[name]) for name in maps)
+
+
 def test_the_deepest_level_is_what_the_classifier_sees(run: Path) -> None:
     net = load_trained(run).net
     images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)

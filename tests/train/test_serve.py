@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -241,6 +242,11 @@ def test_mistakes(lively_dir: Path, tmp_path: Path, capsys: Any, monkeypatch: py
             patched.delitem(sys.modules, name)
         patched.setitem(sys.modules, "uvicorn", None)
         assert error_of(str(lively_dir)).endswith("serve needs uvicorn: pip install 'feedline[serve]'")
+    with monkeypatch.context() as patched:
+        patched.setattr(Network, "logits", Mock(side_effect=RuntimeError("can't allocate memory: you tried")))
+        assert "a batch of 9 does not fit into the memory of cpu; give a smaller --max-batch" in error_of(
+            str(lively_dir), "--port", "0", "--device", "cpu", "--max-batch", "9"
+        )
     with monkeypatch.context() as patched:
         patched.setenv("WORLD_SIZE", "2")
         assert "serve is one process" in error_of(str(lively_dir))

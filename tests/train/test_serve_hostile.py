@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import time
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from tests.train.serving import FORM, Served, encoded, form, hold, served, until, waiting
 from train.serve.app import Limits
 from train.serve.refused import RefusedError
+from train.serve.server import Protocol
 from train.serve.upload import Budget, Upload
 from train.trained import Trained
 
@@ -60,6 +62,12 @@ HOSTILE: dict[str, tuple[int, str, dict[str, Any]]] = {
         {"body": encoded("JPEG")[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 900},
     ),
     "no boundary": (400, "without a boundary", {"body": form(b"x"), "Content_Type": "multipart/form-data"}),
+    "long boundary": (
+        400,
+        "broken",
+        {"body": form(b"x"), "Content_Type": "multipart/form-data; boundary=" + "X" * 9999},
+    ),
+    "HEIC": (415, "HEIC, which is not read: save it as JPEG", {"body": b"\0\0\0\x18ftypheic" + bytes(99)}),
     "other boundary": (400, "broken", {"body": form(b"x", boundary="YY"), "Content_Type": FORM}),
     "cut form": (400, "cut off", {"body": form(b"x" * 99)[:-30], "Content_Type": FORM}),
     "other field": (400, "a field 'image'", {"body": form(b"x", "image"), "Content_Type": FORM}),
@@ -176,3 +184,42 @@ def test_a_drip_keeps_no_connection(lively: Trained) -> None:
         while time.monotonic() < end:
             connection.sendall(b"a: b\r\n")
             time.sleep(0.02)
+
+
+def test_who_does_not_read_the_answer_keeps_no_connection(lively: Trained, photos: list[bytes]) -> None:
+    with served(lively, Limits(upload_timeout_s=0.3)) as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", server.port))
+        request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+        with pytest.raises(OSError) as error:  # noqa: PT012  (reset, or a broken pipe; not the time of 20 s)
+            while True:
+                connection.sendall(request * 1000)
+        assert not isinstance(error.value, TimeoutError)
+        assert server.send(photos[0]).status == 200
+
+
+def test_no_more_connections_than_there_are_descriptors_for(
+    lively: Trained, photos: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Protocol, "most", 3)
+    with served(lively, Limits(upload_timeout_s=5)) as server:
+        idle = [socket.create_connection(("127.0.0.1", server.port), 20) for _ in range(3)]
+        with socket.create_connection(("127.0.0.1", server.port), 20) as fourth:
+            got = b""
+            while more := fourth.recv(10_000):
+                got += more
+        head, _, body = got.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"content-length: %d\r\n" % len(body) in head
+        assert json.loads(body) == {"detail": "too many connections; try it later"}
+        for connection in idle:
+            connection.close()
+
+        def answered() -> bool:
+            try:
+                return server.send(photos[0]).status == 200
+            except OSError:  # reset: the server has not noticed yet that others have left
+                return False
+
+        until(answered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,20 @@ FIGURES, REPORT, PREDICTIONS, MATRIX, PICTURE = (
     "confusion.npy",
     "confusion.png",
 )
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder, where there is none, and look whether files can be written into it.
+
+    Raises:
+        FeedlineError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FeedlineError(f"cannot write into {folder}: {error.strerror}; give another --out") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FeedlineError(f"cannot write into {folder}: no permission, or read-only; give another --out")
 
 
 def write(

@@ -6,7 +6,8 @@ Three JSON files are understood:
   number in the file name ILSVRC2012_val_00000001.JPEG. An empty list: experts agreed on nothing, the image is left out.
 - ImageNetV2's `imagenetv2-b-33.json` (Recht et al., "Do ImageNet classifiers generalize to ImageNet?", 2019): under
   "image_filenames" pairs of a file name, with or without suffix, and a class name.
-- `{"name.jpg": label or list of labels}` with class numbers or names.
+- `{"name.jpg": label or list of labels}` with class numbers or names. Where images of several folders have the same
+  name: `{"folder/name.jpg": …}`, as the dataset's sources are.
 """
 
 from __future__ import annotations
@@ -70,13 +71,43 @@ class OtherLabels:
             name: frozenset(self._numbering.labels(given, name)) for name, given in entries.items()
         }
 
-    def of(self, source: str) -> frozenset[int] | None:
-        """Labels of the image that had the name `source`; None where the file does not have it."""
-        name = PurePosixPath(source).name
-        if not self._by_number:
-            return self._labels.get(name, self._labels.get(PurePosixPath(name).stem))
-        found = _VALIDATION.search(name)
-        return None if found is None else self._labels.get(int(found[1]) - 1)
+    def match(self, sources: Sequence[str]) -> list[frozenset[int] | None]:
+        """Labels of each image of a split; None where the file does not have it.
+
+        Args:
+            sources: names of the images.
+
+        Raises:
+            FeedlineError: the file has none of them, or one label for several.
+        """
+        keys = [self._key(source) for source in sources]
+        seen: dict[int | str, str] = {}
+        for key, source in zip(keys, sources, strict=True):
+            if key is not None and (other := seen.setdefault(key, source)) != source:
+                raise FeedlineError(
+                    f"{self.path} has one label for {key!r}, the name of several images of the split ({other}, "
+                    f"{source}); name them in this form, with the folder"
+                )
+        if not seen:
+            wanted = (
+                "ILSVRC2012_val_00000001.JPEG"
+                if self._by_number
+                else str(next(iter(self._labels), "nothing"))
+            )
+            raise FeedlineError(
+                f"{self.path} has labels of images such as {wanted}, and none of the split's (such as {sources[0]}); "
+                "is it the file of this split?"
+            )
+        return [None if key is None else self._labels[key] for key in keys]
+
+    def _key(self, source: str) -> int | str | None:
+        """What the file calls the image; None where it does not have it."""
+        path = PurePosixPath(source)
+        names: tuple[int | str, ...] = (source, path.name, path.stem)
+        if self._by_number:
+            found = _VALIDATION.search(path.name)
+            names = () if found is None else (int(found[1]) - 1,)
+        return next((name for name in names if name in self._labels), None)
 
     def compare(self, samples: Samples, sources: Sequence[str]) -> Against:
         """Accuracy of the samples that have a label here.
@@ -86,27 +117,15 @@ class OtherLabels:
             sources: names of the split's images, by sample id.
 
         Raises:
-            FeedlineError: the file has none of them.
+            FeedlineError: from `match`, or the file says of all of them that they have no label.
         """
+        every = self.match(sources)
         known = hits1 = hits5 = 0
-        matched = False
         for sample, top in zip(samples.ids.tolist(), samples.top.tolist(), strict=True):
-            labels = self.of(sources[sample])
-            matched |= labels is not None
-            if labels:
+            if labels := every[sample]:
                 known += 1
                 hits1 += top[0] in labels
                 hits5 += not labels.isdisjoint(top)
-        if not matched:
-            wanted = (
-                "ILSVRC2012_val_00000001.JPEG"
-                if self._by_number
-                else str(next(iter(self._labels), "nothing"))
-            )
-            raise FeedlineError(
-                f"{self.path} has labels of images such as {wanted}, and none of the split's (such as "
-                f"{sources[int(samples.ids[0])]}); is it the file of this split?"
-            )
         if not known:
             raise FeedlineError(
                 f"{self.path} has an empty list for every image of the split: nothing to compare"

@@ -12,6 +12,7 @@ import torch
 from loader.show import save
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from train.commands.computing import with_decoding
 from train.commands.options import add_run, find_device, positive, require_folder, with_suffix
 from train.commands.outside import add_exif, lines, tell_sideways, with_exif
 from train.feature_file import FeatureFile
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     trained = load_trained(
         require_folder(options.run), options.checkpoint, weights=options.weights, device=device
     )
-    trained = with_exif(trained, options.exif)
+    trained = with_exif(with_decoding(trained, options), options.exif)
     job = _Job(options, trained, trained.dataset(options.data), device)
     job.run()
     return 0
@@ -72,7 +73,9 @@ class _Job:
         sinks: list[_Sink] = []
         if options.search:
             names, images = self.outside()
-            search = Search(self.extractor(images), options.top)
+            size = options.batch_size
+            parts = [self.extractor(images[i : i + size]) for i in range(0, len(images), size)]
+            search = Search(torch.cat(parts), options.top)
             sinks.append(search.add)
         if options.knn:
             bank = Bank.of(self.features(options.knn))
@@ -198,4 +201,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--batch-size", type=positive, default=64, metavar="N", help="samples at a time (default: 64)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default: auto)")
+    parser.set_defaults(loader_backend=None, loader_threads=None)  # the run's, and as many as there are cores
     return parser

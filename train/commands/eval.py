@@ -14,12 +14,12 @@ from shard.errors import FeedlineError
 from train.assess import Evaluation, Samples, collect, summarize
 from train.assess.agreement import label_numbers
 from train.assess.evaluation import shorter_sides
-from train.assess.files import PICTURE, write
+from train.assess.files import PICTURE, require_writable, write
 from train.assess.other_labels import OtherLabels
 from train.assess.picture import has_matplotlib
 from train.assess.report import report
 from train.commands.computing import add_computing, with_decoding
-from train.commands.options import add_run, require_folder
+from train.commands.options import add_run, not_negative, require_folder
 from train.distributed import World, connect, env_rank
 from train.inference import Network
 from train.progress import Progress
@@ -45,6 +45,10 @@ def main(argv: Sequence[str]) -> int:
     name = trained.split_of(dataset, options.split)
     split = dataset.split(name)
     numbers = label_numbers(trained.classes, dataset.classes, trained.checkpoint, dataset.root)
+    folder = _folder(options, trained, dataset, name)
+    require_writable(folder)
+    if other is not None:
+        other.match(read_sources(split.root).to_pylist())  # raises before the work, too
     connected = False
     try:
         with connect(options.device, trained.config.ranks) as world:
@@ -56,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
                 )
             if world.is_main:
                 about = _about(trained, dataset, name, network, options)
-                _finish(samples, split, other, about, _folder(options, trained, dataset, name))
+                _finish(samples, split, other, about, folder)
     except FeedlineError as error:
         if not connected:
             raise
@@ -110,14 +114,15 @@ def _finish(
         seed=about["seed"],
         other=other.compare(samples, sources) if other is not None else None,
     )
-    paths = write(folder, found, about, samples, split, sources)
     weights = "averaged weights" if about["averaged"] else "weights"
     mirrored = ", with mirror images" if about["flip_tta"] else ""
     print(
         f"{about['checkpoint']} ({weights} after epoch {about['epoch']}) on split {about['split']!r} of "
-        f"{about['data']}, {about['precision']}{mirrored}\n\n{report(found)}\n"
-        f"{folder}: {', '.join(path.name for path in paths)}"
+        f"{about['data']}, {about['precision']}{mirrored}\n\n{report(found)}",
+        flush=True,  # whatever becomes of the files
     )
+    paths = write(folder, found, about, samples, split, sources)
+    print(f"{folder}: {', '.join(path.name for path in paths)}")
     if not has_matplotlib():
         print(f"{PICTURE} is left out: it needs matplotlib: pip install 'feedline[plot]'", file=sys.stderr)
 
@@ -180,5 +185,5 @@ def _parser() -> argparse.ArgumentParser:
         help="judge by these labels, too: ImageNet ReaL's real.json, an ImageNetV2 list, or {image: label or labels}",
     )
     add_computing(parser)
-    add("--seed", type=int, default=0, help="of the bootstrap intervals (default: 0)")
+    add("--seed", type=not_negative, default=0, help="of the bootstrap intervals (default: 0)")
     return parser

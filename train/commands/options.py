@@ -40,19 +40,34 @@ def find_device(name: str) -> torch.device:
     """Device of that name; auto: a CUDA GPU where there is one.
 
     Raises:
-        FeedlineError: a GPU is asked for, and there is none.
+        FeedlineError: no device of that name, or a GPU is asked for, and there is none.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise FeedlineError(f"--device is {name!r}, but torch finds no GPU; give --device cpu")
-    return resolve_device(name)
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise FeedlineError(f"--device is {name!r}; give auto, cpu, cuda, or cuda:1 and so on") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise FeedlineError(
+            f"--device is {name!r}, but there are {torch.cuda.device_count()} GPUs, counted from 0"
+        )
+    return resolve_device(found)
 
 
 def positive(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
 
 

@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
         )
     if form == "parquet" and options.out is None:
         parser.error("--format parquet needs --out FILE: it is no text")
+    if options.out is not None and os.path.isdir(options.out):
+        raise FeedlineError(f"--out is {options.out}, which is a folder; give a file in it")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise FeedlineError("predict is one process: leave torchrun out (eval is for many)")
     trained = load_trained(require_folder(options.run), options.checkpoint, weights=options.weights)
@@ -56,6 +58,10 @@ def main(argv: Sequence[str]) -> int:
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141  # as a shell has it for SIGPIPE
+        except OSError as error:
+            # What is left in the buffer would be tried again at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise FeedlineError(f"cannot write the predictions: {error.strerror or error}") from error
     if options.out is not None:
         print(f"{options.out}: {tally.good:,} predictions")
     tell_sideways(tally.sideways, options.exif)
@@ -91,6 +97,7 @@ def _write(rows: Iterable[Prediction], form: str, out: Path | None, top: int) ->
         return
     with whole(out) as aside:
         if form == "parquet":
+            aside.touch()  # what stands against it is told before the work, as for the others
             save_parquet(rows, aside)
         else:
             with aside.open("w", encoding="utf-8", newline="") as file:

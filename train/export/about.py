@@ -64,8 +64,9 @@ def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
 
 
 def readable_names(trained: Trained, dataset: Dataset | None) -> list[str]:
-    """Readable class names by label, of a dataset with the same classes; where there are none, the classes."""
-    if dataset is None or dataset.classes != trained.classes:
+    """Readable class names by label, as far as a dataset has classes of these names; else the names themselves."""
+    if dataset is None:
         return list(trained.classes)
-    names: list[str] = dataset.manifest.get("class_names") or [""] * len(trained.classes)
-    return [name or own for name, own in zip(names, trained.classes, strict=True)]
+    named = dataset.manifest.get("class_names") or [""] * len(dataset.classes)
+    found = dict(zip(dataset.classes, named, strict=True))
+    return [found.get(own) or own for own in trained.classes]

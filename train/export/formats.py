@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
@@ -25,7 +26,7 @@ import torch
 from torch import nn
 
 from shard.errors import FeedlineError
-from train.export.timm_folder import check_arch, read_timm, write_timm
+from train.export.timm_folder import check_arch, read_timm, save_weights, write_timm
 from train.model import Normalized, make_model
 from train.trained import Trained
 
@@ -129,9 +130,10 @@ def _check_onnx(trained: Trained) -> None:
 
 
 def _write_exported(trained: Trained, about: About, path: Path) -> None:
-    # A stream, because torch.export.save wants a path to end in .pt2.
-    with path.open("wb") as file:
-        torch.export.save(_trace(trained, "torch.export"), file, extra_files={METADATA: json.dumps(about)})
+    # By way of memory: torch.export.save wants a path to end in .pt2, and ends the process where a disk is full.
+    buffer = io.BytesIO()
+    torch.export.save(_trace(trained, "torch.export"), buffer, extra_files={METADATA: json.dumps(about)})
+    path.write_bytes(buffer.getbuffer())
 
 
 def _read_exported(trained: Trained, path: Path) -> Predict:
@@ -141,7 +143,7 @@ def _read_exported(trained: Trained, path: Path) -> Predict:
 
 
 def _write_safetensors(trained: Trained, about: About, path: Path) -> None:
-    safetensors.torch.save_file(trained.net.model.state_dict(), path, metadata=about)
+    save_weights(trained, about, path)
 
 
 def _read_safetensors(trained: Trained, path: Path) -> Predict:

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import timm
 from torch import nn
@@ -45,8 +46,20 @@ def check_arch(trained: Trained) -> None:
 def write_timm(trained: Trained, about: dict[str, str], path: Path) -> None:
     """Fill the folder `path`."""
     path.mkdir()
-    safetensors.torch.save_file(trained.net.model.state_dict(), path / WEIGHTS, metadata={"format": "pt"})
+    save_weights(trained, {"format": "pt"}, path / WEIGHTS)
     (path / CONFIG).write_text(json.dumps(_config(trained, about), indent=2) + "\n", encoding="utf-8")
+
+
+def save_weights(trained: Trained, metadata: dict[str, str], path: Path) -> None:
+    """Write the bare model's weights as safetensors.
+
+    Raises:
+        OSError: the disk does not take them; safetensors itself raises another error, of its own.
+    """
+    try:
+        safetensors.torch.save_file(trained.net.model.state_dict(), path, metadata=metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error).removeprefix("Error while serializing: I/O error: ")) from error
 
 
 def read_timm(path: Path) -> nn.Module:

@@ -17,7 +17,8 @@ _TOLD = (".heic", ".heif")  # of photos that are not read, and would be missed
 def find_images(arguments: Sequence[str], listed: Iterable[str]) -> Iterator[str | Given | Bad]:
     """Images in the order of the arguments: names of files, or what is in shards.
 
-    A folder stands for the image files below it, by suffix, in order of their names, hidden ones left out. A pattern
+    A folder stands for the image files below it, by suffix, in order of their names, links followed, as `shard build`
+    does, and hidden ones left out. A pattern
     (`*`, `?`, `[…]`, `**`) is for shells that did not expand it, and for more files than fit on a command line.
 
     Args:
@@ -38,7 +39,7 @@ def _expand(name: str, *, patterns: bool) -> Iterator[str | Given | Bad]:
         yield from find_packed(name)
     elif os.path.isdir(name):
         yield from _below(name)
-    elif patterns and glob.has_magic(name) and not os.path.lexists(name):
+    elif patterns and "://" not in name and glob.has_magic(name) and not os.path.lexists(name):
         found = sorted(glob.glob(name, recursive=True))
         if not found:
             yield Bad(name, "no file matches this pattern")
@@ -52,8 +53,12 @@ def _expand(name: str, *, patterns: bool) -> Iterator[str | Given | Bad]:
 def _below(folder: str) -> Iterator[str | Given | Bad]:
     empty, shards = True, False
     problems: list[OSError] = []
-    for root, folders, files in os.walk(folder, onerror=problems.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    above = {folder: frozenset([os.path.realpath(folder)])}  # real paths from the top, of folders to come
+    for root, folders, files in os.walk(folder, onerror=problems.append, followlinks=True):
+        chain, visible = above.pop(root), sorted(name for name in folders if not name.startswith("."))
+        real = {name: os.path.realpath(os.path.join(root, name)) for name in visible}
+        folders[:] = [name for name in visible if real[name] not in chain]  # the others lead upwards
+        above |= {os.path.join(root, name): chain | {real[name]} for name in folders}
         for name in sorted(files):
             if name.lower().endswith((*IMAGE_SUFFIXES, *_TOLD)) and not name.startswith("."):
                 empty = False

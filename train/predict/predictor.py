@@ -10,7 +10,6 @@ from itertools import islice
 from types import TracebackType
 
 from loader.threads import ThreadPool
-from shard.errors import FeedlineError
 from shard.image import Checked
 from train.inference import Network, top_classes
 from train.predict.images import Bad, Given, is_sideways, load_image
@@ -56,26 +55,34 @@ class Predictor:
         self._pixels = Pixels(trained, network.device, batch_size)
         self.threads = self._pixels.threads
 
-    def __call__(self, names: Sequence[str], images: Sequence[Checked]) -> list[Prediction | Bad]:
+    def __call__(
+        self, names: Sequence[str], images: Sequence[Checked], *, filled: bool = True
+    ) -> list[Prediction | Bad]:
         """Predict at most `batch_size` images.
 
-        Raises:
-            FeedlineError: the network's output is not finite.
+        Args:
+            names: theirs.
+            images: checked.
+            filled: whether the network computes the black rows, too, so that it always sees the same shape.
         """
         if not images:
             return []
         decoded = self._pixels(images)
-        probabilities, labels = top_classes(self._network.logits(decoded.images), self._top)
+        rows_there = decoded.images if filled else decoded.images[: len(images)]
+        probabilities, labels = top_classes(self._network.logits(rows_there), self._top)
         rows = zip(names, images, labels.tolist(), probabilities.tolist(), strict=False)  # the rest is black
         return [
             Bad(name, decoded.bad[row]) if row in decoded.bad else self._prediction(name, image, best, shares)
             for row, (name, image, best, shares) in enumerate(rows)
         ]
 
-    def _prediction(self, name: str, image: Checked, labels: list[int], shares: list[float]) -> Prediction:
+    def _prediction(
+        self, name: str, image: Checked, labels: list[int], shares: list[float]
+    ) -> Prediction | Bad:
         if not all(map(math.isfinite, shares)):
-            raise FeedlineError(
-                f"the network's output is not finite for {name}; try --precision fp32, or an earlier --checkpoint"
+            # As in `serve` one image's fault: what the others get is not lost by it.
+            return Bad(
+                name, "the network's output is not finite; try --precision fp32, or an earlier --checkpoint"
             )
         classes = tuple(self._classes[label] for label in labels)
         return Prediction(name, classes, tuple(shares), is_sideways(image, self.policy))
@@ -103,9 +110,10 @@ def predict(found: Iterable[str | Given | Bad], predictor: Predictor) -> Iterato
     pool = ThreadPool(predictor.threads, "feedline-predict", _PATIENCE_S)
     try:
         ahead = _start(pool, predictor, images)
+        filled = len(ahead) == predictor.batch_size  # a few images are not worth computing a whole batch for
         while ahead:
             now, ahead = ahead, _start(pool, predictor, images)
-            yield from _finish(now, predictor)
+            yield from _finish(now, predictor, filled=filled)
     finally:
         pool.close()
 
@@ -124,10 +132,10 @@ def _start(pool: ThreadPool, predictor: Predictor, images: Iterator[str | Given 
     ]
 
 
-def _finish(part: _Loading, predictor: Predictor) -> Iterator[Prediction | Bad]:
+def _finish(part: _Loading, predictor: Predictor, *, filled: bool) -> Iterator[Prediction | Bad]:
     """Results of one batch, in its order."""
     loaded = [(name, one if isinstance(one, Bad) else one.result()) for name, one in part]
     good = [(name, image) for name, image in loaded if not isinstance(image, Bad)]
-    results = iter(predictor([name for name, _ in good], [image for _, image in good]))
+    results = iter(predictor([name for name, _ in good], [image for _, image in good], filled=filled))
     for _, one in loaded:
         yield one if isinstance(one, Bad) else next(results)

@@ -28,8 +28,13 @@ def is_packed(name: str) -> bool:
     if name.lower().endswith(SUFFIXES):
         return True
     if "://" in name:
-        return not name.lower().endswith(IMAGE_SUFFIXES)
+        return not path_of(name).lower().endswith(IMAGE_SUFFIXES)
     return os.path.exists(os.path.join(name, MANIFEST))
+
+
+def path_of(url: str) -> str:
+    """A URL without its query, such as the signature of a link that somebody was given."""
+    return url.partition("?")[0] if url.startswith(("http://", "https://")) else url
 
 
 def find_packed(name: str) -> Iterator[Given | Bad]:
@@ -42,7 +47,8 @@ def find_packed(name: str) -> Iterator[Given | Bad]:
         dataset = Dataset.open(name)
         shards = [one for split in dataset.split_names for one in _shards(dataset, split)]
     except FeedlineError as error:
-        yield Bad(name, without_name(error, name))
+        hint = "; an image's URL ends in .jpg or the like" if "://" in name else ""
+        yield Bad(name, without_name(error, name) + hint)
         return
     for url, local in shards:
         yield from _images(url, local)
@@ -50,7 +56,12 @@ def find_packed(name: str) -> Iterator[Given | Bad]:
 
 def _expand(name: str) -> Iterator[str | Bad]:
     """Paths or URLs of single shards."""
-    for pattern in (name,) if os.path.exists(name) else braceexpand.braceexpand(name):
+    try:
+        patterns = (name,) if os.path.exists(name) else braceexpand.braceexpand(name)
+    except ValueError:
+        yield Bad(name, "its braces { } do not match")
+        return
+    for pattern in patterns:
         try:
             with storage_errors("list", pattern):
                 found = _glob(pattern)

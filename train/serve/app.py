@@ -247,7 +247,9 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return JSONResponse({"detail": f"{first['loc'][-1]} is {first['input']!r}: {first['msg']}"}, 422)
+        return JSONResponse(
+            {"detail": f"{first['loc'][-1]} is {str(first['input'])[:40]!r}: {first['msg']}"}, 422
+        )
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:

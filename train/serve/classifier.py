@@ -84,7 +84,7 @@ class Classifier:
         try:
             width, height = size_of(data)
         except NotAnImageError as error:
-            raise RefusedError(415, "not an image") from error
+            raise RefusedError(415, str(error)) from error
         except TooManyPixelsError as error:
             raise RefusedError(413, str(error)) from error
         except BadImageError as error:
@@ -111,14 +111,17 @@ class Classifier:
         """Run the smallest and the largest batch, so that what takes its time or memory at first does so now.
 
         Raises:
-            FeedlineError: a GPU has not as much memory.
+            FeedlineError: the device has not as much memory.
         """
         shape, device = (self._size, self._size, 3), self._network.device
         try:
             for size in (1, max_batch):
                 black = torch.zeros(size, *shape, dtype=torch.uint8, device=device)
                 self._network.logits(black).cpu()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            # Of a CPU's memory torch says so in its text alone.
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
             raise FeedlineError(
                 f"a batch of {max_batch} does not fit into the memory of {device}; give a smaller --max-batch"
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from train.serve.refused import RefusedError
 
 FIELD = "file"
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each form that is broken
 _COST = 1 << 16  # bytes: what the server buffers of a body before it is read, counted for each
 
 
@@ -76,7 +78,12 @@ class Upload:
         Raises:
             RefusedError: a form that is broken, or has another field than `FIELD`.
         """
-        return self.data if self.boundary is None else _Form(self.boundary).image(self.data)
+        if self.boundary is None:
+            return self.data
+        try:
+            return _Form(self.boundary).image(self.data)
+        except FormParserError as error:
+            raise RefusedError(400, f"the form is broken: {error}"[:200]) from error
 
 
 async def receive(request: Request, upload: Upload, *, max_bytes: int, timeout_s: float) -> None:
@@ -156,12 +163,9 @@ class _Form:
         )
 
     def image(self, data: bytes) -> bytes:
-        """Content of the field; raises as `Upload.image`."""
-        try:
-            self._parser.write(data)
-            self._parser.finalize()
-        except FormParserError as error:
-            raise RefusedError(400, f"the form is broken: {error}"[:200]) from error
+        """Content of the field; raises as `Upload.image`, or FormParserError."""
+        self._parser.write(data)
+        self._parser.finalize()
         if not self._ended:
             raise RefusedError(400, "the form is cut off: its last boundary is missing")
         return bytes(self._content)
