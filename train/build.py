@@ -10,6 +10,7 @@ from timm.layers import convert_sync_batchnorm
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from shard.labels import require_single
 from train.class_weights import class_weights
 from train.config import Config
 from train.distributed import World
@@ -69,6 +70,8 @@ def make_step(
     Raises:
         FeedlineError: model, optimiser or step cannot be made.
     """
+    several = dataset is not None and dataset.multi_label
+    require_single(several and config.loss.loss != "bce", f"loss {config.loss.loss!r}", "use bce")
     torch.manual_seed(config.seed)
     prepare_compilation(sizes)
     classes = None if dataset is None else dataset.classes

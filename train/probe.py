@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from train.features import Extractor, Features
 from train.head import classifiers
 from train.model import Normalized
+from train.multi_label import average_precisions
 
 _ITERATIONS = 100
 _CLOSE = 1e-2  # of the largest logit
@@ -31,14 +32,18 @@ class Probe:
         """Logits [B, C] of features [B, D]."""
         return F.linear(values, self.weight, self.bias)
 
-    def top1(self, held_out: Features) -> float:
-        """Percent of the samples whose label it gives."""
-        right = self(held_out.values).argmax(dim=1).cpu() == held_out.labels
+    def score(self, held_out: Features) -> float:
+        """Percent of the samples whose label it gives; of a multi-label dataset mAP, percent."""
+        logits = self(held_out.values).cpu()
+        if held_out.labels.ndim == 2:
+            found = average_precisions(held_out.labels.numpy() > 0, logits.sigmoid().numpy())
+            return 100 * float(found.mean())
+        right = logits.argmax(dim=1) == held_out.labels
         return 100 * float(right.double().mean())
 
 
 def fit(train: Features, classes: int) -> Probe:
-    """Logistic regression on standardised features, as scikit-learn's with C = 1."""
+    """Logistic regression on standardised features, as scikit-learn's with C = 1; multi-label: one for each class."""
     device = train.values.device
     deviation, mean = torch.std_mean(train.values, dim=0, correction=0)
     deviation = deviation.clamp(min=1e-6)
@@ -50,7 +55,12 @@ def fit(train: Features, classes: int) -> Probe:
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        found = F.cross_entropy(F.linear(x, weight, bias), y) + weight.square().sum() / (2 * len(y))
+        logits = F.linear(x, weight, bias)
+        if y.ndim == 2:
+            wrong = F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / len(y)
+        else:
+            wrong = F.cross_entropy(logits, y)
+        found = wrong + weight.square().sum() / (2 * len(y))
         found.backward()  # type: ignore[no-untyped-call]
         return found
 

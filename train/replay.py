@@ -27,6 +27,7 @@ from train.build import length_of
 from train.config import load
 from train.distributed import World
 from train.inputs import train_loader
+from train.multi_label import names_of
 from train.resolution import size_at
 from train.run_folder import RunFolder
 
@@ -69,9 +70,11 @@ def write(batch: Batch, blamed: list[int], classes: tuple[str, ...], out: Path) 
     """Write the blamed samples' images as PNG, named by sample id and class."""
     out.mkdir(parents=True, exist_ok=True)
     paths = []
-    for pixels, label, sample in zip(batch.images, batch.labels.tolist(), batch.ids.tolist(), strict=True):
+    for pixels, name, sample in zip(
+        batch.images, names_of(batch.labels, classes), batch.ids.tolist(), strict=True
+    ):
         if sample in blamed:
-            path = out / f"{sample}-{classes[label].replace('/', '_')}.png"
+            path = out / f"{sample}-{name.replace('/', '_')}.png"
             Image.fromarray(pixels.numpy()).save(path)
             paths.append(path)
     return paths
