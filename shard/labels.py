@@ -45,6 +45,11 @@ def class_names(label: Label, classes: Sequence[str]) -> dict[str, Any]:
     return {"classes": [classes[i] for i in label]}
 
 
+def label_text(label: Label, classes: Sequence[str]) -> str:
+    """A sample's class for people, or all of them with + between them."""
+    return "+".join(classes[i] for i in numbers(label)) or "no class"
+
+
 def label_column(multi_label: bool) -> str:
     """Name of the column of tables that holds the labels."""
     return "labels" if multi_label else "label"

@@ -5,7 +5,6 @@ The network has a logit for each class. Evaluations go by the mean over the clas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from loader import Batch
+from shard.labels import Label
 from train.distributed import World
 
 THRESHOLD = 0.5  # of the probability, from which on a class counts as predicted
@@ -112,8 +112,8 @@ def binary_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
 
 
-def names_of(labels: torch.Tensor, classes: Sequence[str]) -> list[str]:
-    """For each of a batch's labels, int64 [B] or multi-hot [B, classes], the class, or all with + between them."""
+def label_lists(labels: torch.Tensor) -> list[Label]:
+    """A batch's labels, int64 [B] or multi-hot [B, classes], as numbers or lists of them."""
     if labels.ndim == 1:
-        return [classes[label] for label in labels.tolist()]
-    return ["+".join(classes[i] for i in row.nonzero().flatten().tolist()) or "none" for row in labels]
+        return list(labels.tolist())
+    return [row.nonzero().flatten().tolist() for row in labels]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from shard.errors import FeedlineError
+from shard.labels import require_single
 from train import checkpoint
 from train.config import Config, flat, load
 from train.flops import forward_flops
@@ -71,7 +72,7 @@ def read_runs(roots: Sequence[Path]) -> list[Run]:
         roots: their folders.
 
     Raises:
-        FeedlineError: one is no run folder, or is there twice.
+        FeedlineError: one is no run folder, is there twice, or is of a multi-label dataset.
     """
     resolved = [root.resolve() for root in roots]
     for at, root in enumerate(roots):
@@ -109,6 +110,8 @@ def _read(root: Path, name: str) -> Run:
     best = checkpoint.load(folder.best) if folder.best.exists() else None
     # Of a finished run the summary tells how far it came.
     newest = checkpoint.load(folder.last) if folder.last.exists() and not (summary and best) else best
+    several = bool((best or newest or {}).get("multi_label"))
+    require_single(several, f"comparing {root}", "best_map in its summary.json tells how good it is")
     lines = _lines(folder.metrics)
     evaluation = best["last_eval"] if best is not None else {}
     averaged = "ema_top1" in evaluation

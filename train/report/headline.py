@@ -24,22 +24,46 @@ def headline(record: Record, judged: Judged | None, dataset: Dataset | None) -> 
         return [f"{record.config.model.arch} ran on noise, to measure speed: it has learnt nothing."]
     if record.best is None:
         return [f"{_trained(record, dataset)}. It has not been evaluated yet."]
-    top1, (low, high), samples = _accuracy(record, judged)
+    several = record.metric == "map"
     where = "that it had not been trained on"
     if record.config.input.eval_split == record.config.input.train_split:
         where = "that it was trained on, too: that says little about others"
-    lines = [
-        f"{_trained(record, dataset)}. It names the right class for {top1:.1f} % (95 % interval: {low:.1f} – "
-        f"{high:.1f} %) of {samples:,} images {where}."
-    ]
+    score, found = (_ranking if several else _naming)(record, judged, where)
+    lines = [f"{_trained(record, dataset)}. {found}"]
     classes = len(judged.classes) if judged else len(dataset.classes) if dataset else 0
-    if classes > 1:
+    if classes > 1 and not several:
         lines.append(
             f"Guessing among {classes:,} classes would be right {number_text(100 / classes)} % of the time."
         )
-    if record.before.get("top1"):
-        lines.append(_before(record, top1))
+    if record.before:
+        lines.append(_before(record, score))
     return lines
+
+
+def _naming(record: Record, judged: Judged | None, where: str) -> tuple[float, str]:
+    """Top-1 in percent, and a sentence about it."""
+    top1, (low, high), samples = _accuracy(record, judged)
+    return top1, (
+        f"It names the right class for {top1:.1f} % (95 % interval: {low:.1f} – {high:.1f} %) of {samples:,} images "
+        f"{where}."
+    )
+
+
+def _ranking(record: Record, judged: Judged | None, where: str) -> tuple[float, str]:
+    """Of a multi-label run mAP in percent, and sentences about it."""
+    assert record.best is not None
+    score, samples = record.best[f"{record.judged}map"], record.best[f"{record.judged}samples"]
+    text = f"Its mean average precision over the classes is {score:.1f} % on {samples:,} images {where}"
+    if judged is None:
+        return score, f"{text}."
+    figures = judged.figures
+    chance = sum(one["support"] for one in figures["classes"].values()) / len(judged.classes) / samples
+    low, high = figures["micro_f1_interval"]
+    return figures["map"], (
+        f"{text}; ranking them at random would give {number_text(100 * chance)} %. With every class of a probability "
+        f"of at least {figures['threshold']} taken for right, F1 over all decisions is {figures['micro_f1']:.1f} % (95 % "
+        f"interval: {low:.1f} – {high:.1f} %)."
+    )
 
 
 def _trained(record: Record, dataset: Dataset | None) -> str:
@@ -64,7 +88,7 @@ def _accuracy(record: Record, judged: Judged | None) -> tuple[float, tuple[float
 
 
 def _before(record: Record, after: float) -> str:
-    figures = record.before["top1"]
+    figures = record.before[record.metric]
     ways = [f"{value:.1f} % {_BEFORE.get(name, name)}" for name, value in figures.items()]
     gain = after - max(figures.values())
     return (
@@ -78,8 +102,12 @@ def facts(record: Record, judged: Judged | None) -> list[tuple[str, str]]:
     summary, found = record.summary, []
     if judged is not None:
         figures, classes = judged.figures, len(judged.classes)
-        found.append(("top-1 accuracy", f"{figures['top1']:.2f} %"))
-        if classes > 5:
+        if judged.matrix is None:
+            found.append(("mean average precision", f"{figures['map']:.2f} %"))
+            found.append(("micro-averaged F1", f"{figures['micro_f1']:.2f} %"))
+        else:
+            found.append(("top-1 accuracy", f"{figures['top1']:.2f} %"))
+        if classes > 5 and judged.matrix is not None:
             found.append(("right class among the best five", f"{figures['top5']:.2f} %"))
         found.append(("loss", f"{figures['loss']:.4f}"))
         found.append(("weights", "averaged over the training" if figures["averaged"] else "as trained"))
