@@ -186,7 +186,10 @@ def _captions(dataset: Dataset, split: Split, ids: Sequence[int]) -> list[str]:
     captions = []
     for i in ids:
         labels = numbers(split.label_of(i))
-        names = " · ".join(name for k in labels for name in (dataset.classes[k], readable[k]) if name)
+        names = (
+            " · ".join(name for k in labels for name in (dataset.classes[k], readable[k]) if name)
+            or "no class"
+        )
         captions.append(f"id {i} · {names} · {int(split.width[i])} x {int(split.height[i])}")
     return captions
 

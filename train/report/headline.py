@@ -61,8 +61,8 @@ def _ranking(record: Record, judged: Judged | None, where: str) -> tuple[float, 
     low, high = figures["micro_f1_interval"]
     return figures["map"], (
         f"{text}; ranking them at random would give {number_text(100 * chance)} %. With every class of a probability "
-        f"of at least {figures['threshold']} taken for right, F1 over all decisions is {figures['micro_f1']:.1f} % (95 % "
-        f"interval: {low:.1f} – {high:.1f} %)."
+        f"of at least {figures['threshold']} taken for right, F1 over all decisions is {figures['micro_f1']:.1f} % "
+        f"(95 % interval: {low:.1f} – {high:.1f} %)."
     )
 
 

@@ -100,12 +100,12 @@ def check_plan(plan: Plan) -> Checked:
             assert config.data is not None  # parse() sees to it
             dataset = Dataset.open(config.data)
             config = fitted(config, dataset, options.given)
-            _require_metric(plan.metric, dataset)
             check(settled(config, None, options.given), dataset)
         except (UsageError, FeedlineError) as error:
             searched = " ".join(flags[len(plan.flags) :])
             raise FeedlineError(f"a trial could not run, with {searched}: {error}") from error
         configs.append(config)
+    _require_metric(plan.metric, dataset)
     return Checked(plan=plan, config=configs[0], fingerprint=dataset.fingerprint)
 
 
