@@ -38,8 +38,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(126):
         pixels = rng.normal(100, 60, (SIDE, SIDE, 3))
         red, left = rng.random(2) < 0.5
-        pixels[..., 0] += 30 * red
-        pixels[4:12, 1:5] += 60 * left
+        pixels[..., 0] += 21 * red
+        pixels[4:12, 1:5] += 45 * left
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / f"{i}.jpg", quality=95)
         names = "|".join(name for name, there in (("red", red), ("left", left)) if there)
         rows.append(f"{i}.jpg,{names},{'train' if i < 96 else 'val'}")
@@ -90,7 +90,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_it_learns_both_attributes(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["best_map"] > 95
+    assert summary["best_map"] > 90
     assert not {"top1", "best_top1", "top5"} & set(summary)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     maps = [line["map"] for line in lines if line["kind"] == "eval"]
@@ -234,7 +234,7 @@ def test_an_export_says_that_its_activation_is_sigmoid(run: Path, tmp_path: Path
     with safetensors.safe_open(file, "pt") as opened:
         about = opened.metadata()
     assert (about["activation"], about["top1"]) == ("sigmoid", "null")
-    assert float(about["map"]) > 95
+    assert float(about["map"]) == json.loads((run / "summary.json").read_text())["best_map"]
     config = json.loads((folder / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
 
@@ -269,7 +269,7 @@ def test_a_head_starts_as_the_probe(
     assert main([*flags, *start, "--lr", "0.0001", "--run-dir", str(tmp_path / "tuned")]) == 0
     before = json.loads((tmp_path / "tuned" / "summary.json").read_text())["before"]
     assert (list(before["map"]), before["head"]) == (["probe"], "probe")
-    assert before["map"]["probe"] > 95
+    assert before["map"]["probe"] > 90
     assert "before, linear probe" in capsys.readouterr().out
 
 
