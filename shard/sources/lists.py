@@ -93,15 +93,13 @@ def _row(path: Path, line: int, values: object, multi_label: bool) -> Row:
 
 def _names(path: Path, line: int, label: object) -> tuple[str, ...]:
     """Labels of a multi-label sample."""
-    if isinstance(label, list):
-        names = tuple(str(one).strip() for one in label)
-    else:
-        text = str(label).strip()
-        names = tuple(one.strip() for one in text.split(SEPARATOR)) if text else ()
-    if not all(names) or len(set(names)) < len(names):
+    text = "" if isinstance(label, list) else str(label).strip()
+    given = label if isinstance(label, list) else text.split(SEPARATOR) if text else []
+    names = tuple(str(one).strip() for one in given)
+    if not all(names) or len(set(names)) < len(names) or any(isinstance(one, list | dict) for one in given):
         raise FeedlineError(
-            f"{path}, line {line}: label is {label!r}, with an empty name or one that is there twice; write each class "
-            f"once, as in red{SEPARATOR}left"
+            f"{path}, line {line}: label is {label!r}, with an empty name, one that is there twice, or what is no name; "
+            f"write each class once, as in red{SEPARATOR}left"
         )
     return names
 

@@ -125,6 +125,12 @@ def test_cells_that_cannot_be_read(source: Path, tmp_path: Path, cell: str, mess
         open_source(str(tmp_path / "list.csv"), classes=tmp_path / "names.txt", multi_label=True)
 
 
+def test_names_of_a_list_are_texts(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": str(source / "a.jpg"), "label": [["red"]]}))
+    with pytest.raises(FeedlineError, match="what is no name"):
+        open_source(str(tmp_path / "list.jsonl"), multi_label=True)
+
+
 def test_a_list_of_labels_needs_the_flag(source: Path) -> None:
     with pytest.raises(FeedlineError, match=r"line 1: label is a list, .*--multi-label"):
         open_source(str(source / "list.jsonl"))
