@@ -10,13 +10,13 @@ from timm.layers import convert_sync_batchnorm
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
-from shard.labels import require_single
 from train.class_weights import class_weights
 from train.config import Config
 from train.distributed import World
 from train.ema import make_ema
 from train.freeze import frozen_parameters
 from train.inputs import num_samples
+from train.labels import fitted
 from train.model import Normalized, check_sizes, make_model
 from train.numerics import prepare_compilation
 from train.optim import make_optimizer
@@ -70,8 +70,8 @@ def make_step(
     Raises:
         FeedlineError: model, optimiser or step cannot be made.
     """
-    several = dataset is not None and dataset.multi_label
-    require_single(several and config.loss.loss != "bce", f"loss {config.loss.loss!r}", "use bce")
+    if dataset is not None:
+        fitted(config, dataset, ("loss", "stop_metric"))  # raises where it is not
     torch.manual_seed(config.seed)
     prepare_compilation(sizes)
     classes = None if dataset is None else dataset.classes

@@ -98,8 +98,8 @@ def _names(path: Path, line: int, label: object) -> tuple[str, ...]:
     names = tuple(str(one).strip() for one in given)
     if not all(names) or len(set(names)) < len(names) or any(isinstance(one, list | dict) for one in given):
         raise FeedlineError(
-            f"{path}, line {line}: label is {label!r}, with an empty name, one that is there twice, or what is no name; "
-            f"write each class once, as in red{SEPARATOR}left"
+            f"{path}, line {line}: label is {label!r}, with an empty name, one that is there twice, or what is no "
+            f"name; write each class once, as in red{SEPARATOR}left"
         )
     return names
 

@@ -127,7 +127,7 @@ def test_cells_that_cannot_be_read(source: Path, tmp_path: Path, cell: str, mess
 
 def test_names_of_a_list_are_texts(source: Path, tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text(json.dumps({"path": str(source / "a.jpg"), "label": [["red"]]}))
-    with pytest.raises(FeedlineError, match="what is no name"):
+    with pytest.raises(FeedlineError, match="what is no name;"):
         open_source(str(tmp_path / "list.jsonl"), multi_label=True)
 
 

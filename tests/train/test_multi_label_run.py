@@ -279,26 +279,21 @@ def test_a_head_starts_as_the_probe(
         (["compare", "LIVELY", "RUN"], "comparing"),
         (["embed", "RUN", "--knn", "train", "--device", "cpu"], "--knn is not available for multi-label"),
         (["eval", "RUN", "--real", "real.json"], "--real is not available for multi-label"),
-        (["eval", "RUN", "--data", "SINGLE", "--device", "cpu"], "trained on a dataset that is multi-label"),
+        (["eval", "RUN", "--data", "SINGLE"], "trained on a dataset that is multi-label"),
+        (["eval", "LIVELY", "--data", "SEVERAL"], "trained on a dataset that is of one class a sample"),
     ],
 )
 def test_what_needs_one_class_a_sample_refuses(
     run: Path,
+    data: Path,
     lively_dir: Path,
     dataset_dir: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,
 ) -> None:
-    places = {"RUN": run, "LIVELY": lively_dir, "SINGLE": dataset_dir}
+    places = {"RUN": run, "LIVELY": lively_dir, "SINGLE": dataset_dir, "SEVERAL": data}
     assert message in fails([str(places.get(word, word)) for word in arguments], capsys)
-
-
-def test_a_single_label_run_refuses_several(
-    lively_dir: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = fails(["eval", str(lively_dir), "--data", str(data), "--device", "cpu"], capsys)
-    assert "trained on a dataset that is of one class a sample" in said
 
 
 def test_a_sweep_goes_by_map(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
