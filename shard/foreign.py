@@ -17,10 +17,9 @@ from shard.execute import start_workers
 from shard.index import REJECTED, IndexWriter, SplitSummary, write_lines, write_manifest
 from shard.items import read_classes
 from shard.jpeg import MarkerError, parse
-from shard.labels import numbers, require_single
+from shard.labels import numbers
 from shard.names import readable
 from shard.pack import IDX_VERSION, Row
-from shard.sources import own_dataset
 from shard.sources.inputs import Input, find_inputs
 from shard.sources.webdataset import Sample, samples
 from shard.storage import file_sha256, local_copy, location, write_whole
@@ -67,9 +66,6 @@ def index_shards(
     if (target / MANIFEST).exists():
         raise FeedlineError(f"{target} already holds a dataset; choose another folder with --out")
     names = read_classes(Path(classes)) if classes is not None else None
-    for url in urls:
-        if (own := own_dataset(url)) is not None:
-            require_single(own.multi_label, f"indexing {url} anew", f"{own.root} is a dataset already")
     inputs = [one for url in urls for one in find_inputs(url, (".tar",))]
     splits: dict[str, list[Input]] = defaultdict(list)
     for one in inputs:

@@ -15,10 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shard.dataset import MANIFEST, Dataset
 from shard.errors import FeedlineError
 from shard.items import SCHEMA, FileReader, Listing, join, read_classes, require_same_labels
-from shard.labels import flat_numbers, require_single
+from shard.labels import flat_numbers
 from shard.sources import lists, parquet, webdataset
 from shard.sources.folders import list_folders
 from shard.sources.ilsvrc import TRAIN, VAL, list_ilsvrc
@@ -191,8 +190,6 @@ def open_source(
     if kind in ("parquet", "webdataset"):
         suffixes = parquet.SUFFIXES if kind == "parquet" else webdataset.SUFFIXES
         found = find_inputs(root, suffixes)
-        if kind == "webdataset" and (own := own_dataset(root)) is not None:
-            require_single(own.multi_label, f"packing {root} anew", "pack its list again, with other flags")
         source.inputs = tuple(one for one in found if source.splits is None or one.split in source.splits)
         if not source.inputs:
             have = ", ".join(sorted({one.split for one in found}))
@@ -247,19 +244,15 @@ def _first_files(path: Path) -> Iterator[str]:
             yield from (inner.name for inner in islice(os.scandir(entry.path), 100))
 
 
-def own_dataset(root: str) -> Dataset | None:
-    """Dataset of ours that shards lie in, where they do."""
+def _own_classes(root: str) -> tuple[str, ...] | None:
+    """Class list of a dataset of ours that is packed anew."""
+    from shard.dataset import MANIFEST, Dataset
+
     folder = location(root.split("*")[0].split("{")[0])
     for place in (folder, folder.parent, folder.parent.parent):
         if (place / MANIFEST).exists():
-            return Dataset.open(place)
+            return Dataset.open(place).classes
     return None
-
-
-def _own_classes(root: str) -> tuple[str, ...] | None:
-    """Class list of a dataset of ours that is packed anew."""
-    found = own_dataset(root)
-    return None if found is None else found.classes
 
 
 def _update(digest: Any, rows: pa.Table, *, times: bool) -> None:

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 
 from shard.items import table
-from shard.labels import Label, parse_cls
+from shard.labels import Label, parse_cls, require_single
 from shard.sources.folders import IMAGE_SUFFIXES
 from shard.sources.inputs import Input
 from shard.sources.tars import Member, members
@@ -76,10 +76,10 @@ def samples(file: BinaryIO, path: str, *, multi_label: bool = False) -> Iterator
     """Samples of an open shard, in order; of one of a multi-label dataset of ours their labels are lists.
 
     Raises:
-        FeedlineError: not a tar, or cut off.
+        FeedlineError: not a tar, cut off, or one of a multi-label dataset where none is expected.
     """
     for key, group in groupby(members(file, path), key=lambda member: key_of(member.name)):
-        yield _sample(key, list(group), file, multi_label)
+        yield _sample(key, list(group), file, path, multi_label)
 
 
 def key_of(name: str) -> str:
@@ -88,7 +88,7 @@ def key_of(name: str) -> str:
     return folder + slash + base.split(".", 1)[0]
 
 
-def _sample(key: str, files: list[Member], file: BinaryIO, multi_label: bool) -> Sample | Unusable:
+def _sample(key: str, files: list[Member], file: BinaryIO, path: str, multi_label: bool) -> Sample | Unusable:
     by_suffix = {member.name[len(key) :].lower(): member for member in files}
     if len(by_suffix) < len(files):
         return Unusable(key, "the same member twice in a row")
@@ -102,6 +102,8 @@ def _sample(key: str, files: list[Member], file: BinaryIO, multi_label: bool) ->
         except ValueError:
             return Unusable(key, "its .json is not valid")
     known = about if isinstance(about, dict) else {}
+    if not multi_label and known.keys() == {"classes", "source"}:  # as our packer writes it
+        require_single(True, f"packing or indexing {path} anew", "pack the list that it was made of")
     label: object = known.get("label")
     if (member := by_suffix.get(".cls")) is not None:
         label = _read(file, member).decode("ascii", "replace").strip()
