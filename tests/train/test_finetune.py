@@ -277,4 +277,4 @@ def test_the_probe_is_scikit_learns_logistic_regression() -> None:
         for part in (slice(200), slice(200, None))
     )
     assert 50 < theirs < 95
-    assert fit(train, 4).top1(held_out) == pytest.approx(theirs, abs=0.51)  # one sample
+    assert fit(train, 4).score(held_out) == pytest.approx(theirs, abs=0.51)  # one sample

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, classification_report
 
+from loader import Batch
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.assess.multi_label import (
@@ -29,6 +31,7 @@ from train.losses import LossConfig, sample_losses
 from train.multi_label import average_precision, average_precisions, label_lists
 from train.probe import fit
 from train.recipes import recipe
+from train.replay import write
 
 # Of class 2 there is no sample, and none is taken for it.
 TARGETS = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]], bool)
@@ -128,6 +131,14 @@ def test_a_probe_of_several_labels_separates_each_class() -> None:
 def test_labels_of_a_batch_as_lists() -> None:
     assert label_lists(torch.tensor([[1.0, 0, 1], [0, 0, 0]])) == [[0, 2], []]
     assert label_lists(torch.tensor([2, 0])) == [2, 0]
+
+
+def test_a_broken_batch_is_shown_by_all_its_classes(tmp_path: Path) -> None:
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])
+    images, ids = torch.zeros(3, 4, 4, 3, dtype=torch.uint8), torch.tensor([7, 8, 9])
+    batch = Batch(images, labels, ids, torch.ones(3, dtype=torch.bool), 3)
+    found = write(batch, [7, 8], CLASSES, tmp_path)
+    assert [path.name for path in found] == ["7-ant+cat.png", "8-no class.png"]
 
 
 class Several:
