@@ -62,6 +62,7 @@ def test_six_samples_by_hand() -> None:
     text = report(found)
     assert "mAP 57.41 %, micro-F1 66.67 %" in text
     assert "samples average" in text
+    assert "1 of 3 classes have no sample here" in text
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.sampled_from([2, 5, 1000]))

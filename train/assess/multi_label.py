@@ -223,6 +223,8 @@ def report(found: MultiLabelEvaluation, *, whole: bool = False) -> str:
         f"{THRESHOLD}",
         f"loss {found.loss:.4f}, {found.samples:,} samples",
     ]
+    if empty := sum(one.support == 0 for one in found.scores):
+        lines.append(f"{empty} of {len(found.classes)} classes have no sample here, and count as 0 in mAP")
     if found.undecoded:
         lines.append(f"left out: {found.undecoded:,} samples that do not decode (see the warnings)")
     return "\n".join(lines) + f"\n\n{_classes(found, whole=whole)}\n"

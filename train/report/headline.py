@@ -52,14 +52,17 @@ def _naming(record: Record, judged: Judged | None, where: str) -> tuple[float, s
 def _ranking(record: Record, judged: Judged | None, where: str) -> tuple[float, str]:
     """Of a multi-label run mAP in percent, and sentences about it."""
     assert record.best is not None
-    score, samples = record.best[f"{record.judged}map"], record.best[f"{record.judged}samples"]
+    known = {name: record.best[f"{record.judged}{name}"] for name in ("map", "samples")}
+    if judged is not None:
+        known = judged.figures
+    score, samples = known["map"], known["samples"]
     text = f"Its mean average precision over the classes is {score:.1f} % on {samples:,} images {where}"
     if judged is None:
         return score, f"{text}."
     figures = judged.figures
     chance = sum(one["support"] for one in figures["classes"].values()) / len(judged.classes) / samples
     low, high = figures["micro_f1_interval"]
-    return figures["map"], (
+    return score, (
         f"{text}; ranking them at random would give {number_text(100 * chance)} %. With every class of a probability "
         f"of at least {figures['threshold']} taken for right, F1 over all decisions is {figures['micro_f1']:.1f} % "
         f"(95 % interval: {low:.1f} – {high:.1f} %)."
