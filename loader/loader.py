@@ -256,7 +256,7 @@ class Loader(Position):
     def _finish(self, fed: Fed) -> Batch:
         for row, reason in fed.bad.items():
             self._bad.add(int(fed.ids[row]), reason)
-        return finish(fed, self.split.label[fed.ids], self.batch_size, self.device)
+        return finish(fed, self.split.targets(fed.ids), self.batch_size, self.device)
 
     def _count(self, batch: Batch, waited: float) -> None:
         counters = self._counters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,14 +94,14 @@ def replay(
         feed = Feed(
             request, len(epochs), len(samples), reads, decoder, shards.available, timeout_s, Counters(), Tracer()
         )  # fmt: skip
-        return _collect(feed, len(epochs), rows.label[samples], on)
+        return _collect(feed, len(epochs), rows.targets(samples), on)
     finally:
         decoder.close()
         reads.close()
         shards.close()
 
 
-def _collect(feed: Feed, epochs: int, labels: npt.NDArray[np.int64], device: torch.device) -> Replayed:
+def _collect(feed: Feed, epochs: int, labels: npt.NDArray[Any], device: torch.device) -> Replayed:
     images: list[npt.NDArray[np.uint8]] = []
     bad: dict[int, str] = {}
     for step in range(epochs):

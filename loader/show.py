@@ -20,6 +20,7 @@ from loader.params import Transform
 from loader.replay import replay
 from shard.dataset import Dataset, Split
 from shard.errors import FeedlineError
+from shard.labels import numbers
 
 # Packages that know recipes announce a function under this name: recipe → `Transform`, or a FeedlineError.
 RECIPES = "feedline.transforms"
@@ -184,8 +185,11 @@ def _captions(dataset: Dataset, split: Split, ids: Sequence[int]) -> list[str]:
     readable = dataset.manifest.get("class_names") or [""] * len(dataset.classes)
     captions = []
     for i in ids:
-        label = int(split.label[i])
-        names = " · ".join(name for name in (dataset.classes[label], readable[label]) if name)
+        labels = numbers(split.label_of(i))
+        names = (
+            " · ".join(name for k in labels for name in (dataset.classes[k], readable[k]) if name)
+            or "no class"
+        )
         captions.append(f"id {i} · {names} · {int(split.width[i])} x {int(split.height[i])}")
     return captions
 

@@ -10,6 +10,7 @@ from loader.order import Ids, Order, num_steps
 from loader.params import Transform
 from loader.where import Steps
 from shard.dataset import Split
+from shard.labels import require_single
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,11 @@ class Walk:
     drop_last: bool
     size_at: Callable[[int, int], int] | None
 
+    def __post_init__(self) -> None:
+        """Reject an order that needs one class a sample, where there are several."""
+        several = self.split.lists is not None
+        require_single(several and self.order.balance > 0, f"balance {self.order.balance}", "leave it out")
+
     @property
     def global_batch(self) -> int:
         """Samples of one step on all ranks."""
@@ -37,7 +43,8 @@ class Walk:
 
     def draws(self, epoch: int) -> Ids:
         """See `Order.draws`: int64 [N]."""
-        return self.order.draws(self.split.shard, self.seed, epoch, self.split.label)
+        label = self.split.label if self.order.balance else None
+        return self.order.draws(self.split.shard, self.seed, epoch, label)
 
     def plan(self, epoch: int, draws: Ids, consumed: int) -> Steps:
         """Sample ids of every step of this rank: those left of `epoch`, whose draws are known, or of a later one."""

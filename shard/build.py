@@ -237,11 +237,14 @@ def _finish(
         write_lines(rejected, ignored)
         for one in plans:
             records = (_record(places, one, number) for number in range(len(one)))
-            summary = write_split(target / one.split, records, staging, rejected, repaired)
+            summary = write_split(
+                target / one.split, records, staging, rejected, repaired, multi_label=listing.multi_label
+            )
             if not summary.samples:
                 raise FeedlineError(f"split {one.split} has no image left after checking; see --max-bad")
             summaries[one.split] = summary
-    splits = {name: read_split(target / name, one.shards) for name, one in summaries.items()}
+    several = len(listing.classes) if listing.multi_label else None
+    splits = {name: read_split(target / name, one.shards, several) for name, one in summaries.items()}
     duplicates = list(find_duplicates(splits, {name: bytes(one.digests) for name, one in summaries.items()}))
     with write_whole(target / DUPLICATES, staging) as file:
         write_lines(file, duplicates)
@@ -252,6 +255,7 @@ def _finish(
         "settings": asdict(settings),
         "classes": list(listing.classes),
         "class_names": list(listing.readable),
+        **({"multi_label": True} if listing.multi_label else {}),  # others stay what they were, byte for byte
         "duplicates": {
             "groups": len(duplicates),
             "across_splits": leaks,

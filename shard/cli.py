@@ -47,6 +47,11 @@ def _build(command: argparse.ArgumentParser) -> None:
         help="what SRC is (default: found out)",
     )
     command.add_argument("--classes", metavar="FILE", help="class list, one name a line; fixes the labels")
+    command.add_argument(
+        "--multi-label", action="store_true",
+        help="a sample may be of several classes, or of none: in a list, label names them with | between, as in "
+        "red|left (in .jsonl also as a list); in Parquet it is a list of whole numbers",
+    )  # fmt: skip
     command.add_argument("--splits", metavar="A,B", type=_names, help="pack only these splits (default: all)")
     command.add_argument(
         "--subset", metavar="SPEC",

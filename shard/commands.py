@@ -60,7 +60,9 @@ def _build(options: argparse.Namespace) -> int:
         subset=Subset.parse(options.subset) if options.subset else None,
         val=options.val,
     )
-    source = open_source(options.source, options.kind, options.classes, options.splits)
+    source = open_source(
+        options.source, options.kind, options.classes, options.splits, multi_label=options.multi_label
+    )
     return _run_build(
         options,
         source,

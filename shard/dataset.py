@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 
 from shard.errors import FeedlineError
 from shard.image import Policy
+from shard.labels import Label, LabelLists, label_column
 from shard.storage import is_remote, location, storage_errors
 
 FORMAT = "feedline"
 FORMAT_VERSION = 2
+MULTI_LABEL_VERSION = 3  # of multi-label datasets, whose index has no `label`
 MANIFEST = "dataset.json"
 INDEX = "index.parquet"
 STAGING = ".build"
@@ -36,7 +38,7 @@ class Split:
         shard: int32 [N], index into `shards`.
         offset: int64 [N], byte offset of the encoded image in its tar.
         size: int64 [N], bytes of the encoded image.
-        label: int64 [N].
+        lists: labels of a multi-label dataset; None: see `label`.
         width: int32 [N], pixels.
         height: int32 [N], pixels.
         crc32: uint32 [N], of the encoded image.
@@ -50,7 +52,8 @@ class Split:
     shard: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int64]
-    label: npt.NDArray[np.int64]
+    single: npt.NDArray[np.int64] | None
+    lists: LabelLists | None
     width: npt.NDArray[np.int32]
     height: npt.NDArray[np.int32]
     crc32: npt.NDArray[np.uint32]
@@ -58,7 +61,44 @@ class Split:
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self.label)
+        return len(self.size)
+
+    @property
+    def label(self) -> npt.NDArray[np.int64]:
+        """Class of every sample, int64 [N].
+
+        Raises:
+            FeedlineError: the dataset is multi-label.
+        """
+        if self.single is None:
+            raise FeedlineError(
+                f"{self.root} is of a multi-label dataset, whose samples have no single class, as this needs; see "
+                "docs/packing.md for what multi-label datasets are good for"
+            )
+        return self.single
+
+    def label_of(self, i: int) -> Label:
+        """Class of sample i, or its classes."""
+        return int(self.label[i]) if self.lists is None else self.lists[i]
+
+    def targets(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """What a network is to learn of samples [n]: classes, int64 [n], or multi-hot, float32 [n, classes]."""
+        return self.label[ids] if self.lists is None else self.lists.multi_hot(ids)
+
+    def by_class(self, order: npt.NDArray[np.int64], classes: int) -> list[npt.NDArray[np.int64]]:
+        """Samples of every class, in an order of all; in several where they are of several."""
+        if self.lists is None:
+            of, labels = np.arange(len(order)), self.label[order]
+        else:
+            of, places = self.lists.pairs(order)
+            labels = self.lists.values[places].astype(np.int64)
+        by_label = np.argsort(labels, kind="stable")
+        return np.split(order[of[by_label]], np.searchsorted(labels[by_label], np.arange(1, classes)))
+
+    def class_counts(self, classes: int) -> npt.NDArray[np.int64]:
+        """Samples of every class, int64 [classes]."""
+        labels = self.label if self.lists is None else self.lists.values
+        return np.bincount(labels, minlength=classes)
 
     def key(self, i: int) -> str:
         """WebDataset key of sample i."""
@@ -119,12 +159,18 @@ class Dataset:
         found = (
             (manifest.get("format"), manifest.get("format_version")) if isinstance(manifest, dict) else None
         )
-        if found != (FORMAT, FORMAT_VERSION):
+        version = MULTI_LABEL_VERSION if found and manifest.get("multi_label") else FORMAT_VERSION
+        if found != (FORMAT, version):
             raise FeedlineError(
-                f"{path} has format and version {found}, this program reads {(FORMAT, FORMAT_VERSION)}; "
+                f"{path} has format and version {found}, this program reads {(FORMAT, version)}; "
                 "build the dataset again or use a matching version of feedline"
             )
         return cls(folder, tuple(manifest["classes"]), manifest["fingerprint"], manifest)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a sample may be of several classes, or of none."""
+        return bool(self.manifest.get("multi_label", False))
 
     @property
     def images(self) -> Policy:
@@ -152,7 +198,8 @@ class Dataset:
                 f"{self.root} has no split {name!r}; it has {', '.join(self.split_names)}{hint}"
             )
         about = self.manifest["splits"][name]
-        split = read_split(self.root / name, about["shards"])
+        several = len(self.classes) if self.multi_label else None
+        split = read_split(self.root / name, about["shards"], several)
         if len(split) != about["samples"]:
             raise FeedlineError(
                 f"{split.root / INDEX} has {len(split)} rows but dataset.json says {about['samples']}; build the "
@@ -166,8 +213,13 @@ def shard_path(folder: Path, name: str) -> Path:
     return location(name) if "://" in name else folder / name
 
 
-def read_split(folder: Path, shards: list[dict[str, Any]]) -> Split:
-    """Load the index of a split; `shards` are the manifest's entries.
+def read_split(folder: Path, shards: list[dict[str, Any]], several: int | None = None) -> Split:
+    """Load the index of a split.
+
+    Args:
+        folder: of the split.
+        shards: the manifest's entries.
+        several: of a multi-label dataset, how many classes it has.
 
     Raises:
         FeedlineError: it is missing or damaged.
@@ -175,15 +227,19 @@ def read_split(folder: Path, shards: list[dict[str, Any]]) -> Split:
     path = folder / INDEX
     try:
         with path.open("rb") as file:
-            table = _table(file.read(), [*_COLUMNS, "key"])
+            table = _table(file.read(), [*_COLUMNS, label_column(several is not None), "key"])
         columns = {c: _column(table, c, t) for c, t in _COLUMNS.items()}
-    except (OSError, KeyError, pa.ArrowException) as error:
+        single = _column(table, "label", np.int64) if several is None else None
+        lists = None if several is None else LabelLists.of(table.column("labels"), several)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise FeedlineError(f"cannot read {path}: {error}; run `python -m shard verify`") from error
     return Split(
         name=folder.name,
         root=folder,
         shards=tuple(s["name"] for s in shards),
         shard_bytes=tuple(s["bytes"] for s in shards),
+        single=single,
+        lists=lists,
         keys=table.column("key"),
         **columns,
     )
@@ -215,7 +271,6 @@ _COLUMNS: dict[str, npt.DTypeLike] = {
     "shard": np.int32,
     "offset": np.int64,
     "size": np.int64,
-    "label": np.int64,
     "width": np.int32,
     "height": np.int32,
     "crc32": np.uint32,

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shard.dataset import Dataset, read_sources
+from shard.dataset import Dataset, Split, read_sources
+from shard.errors import FeedlineError
+from shard.labels import SEPARATOR
 
 _EXAMPLES = 10
 
@@ -19,7 +21,15 @@ def diff(a: Dataset, b: Dataset) -> dict[str, Any]:
     Per split `only_a`, `only_b`, `label`, `bytes`: counts, with up to ten names of samples each in `examples`.
     `equal` says whether they hold the same classes, samples, labels and images, in whatever order;
     `same_order` whether their shards are the same, too.
+
+    Raises:
+        FeedlineError: one is multi-label and the other is not.
     """
+    if a.multi_label != b.multi_label:
+        which = a if a.multi_label else b
+        raise FeedlineError(
+            f"{which.root} is multi-label and the other is not: their labels cannot be compared"
+        )
     splits: dict[str, Any] = {}
     for name in sorted({*a.split_names, *b.split_names}):
         if name in a.split_names and name in b.split_names:
@@ -46,8 +56,8 @@ def _diff_split(a: Dataset, b: Dataset, name: str) -> dict[str, Any]:
     tables = []
     for dataset, side in ((a, "a"), (b, "b")):
         split = dataset.split(name)
-        classes = np.asarray(dataset.classes, dtype=object)[split.label]
-        columns = {"source": read_sources(split.root), f"class_{side}": pa.array(classes, pa.string())}
+        classes = pa.array(_classes(split, dataset.classes), pa.string())
+        columns = {"source": read_sources(split.root), f"class_{side}": classes}
         columns |= {f"size_{side}": pa.array(split.size), f"crc32_{side}": pa.array(split.crc32)}
         tables.append(pa.table(columns))
     joined = tables[0].join(tables[1], "source", join_type="full outer", coalesce_keys=True)
@@ -71,6 +81,13 @@ def _diff_split(a: Dataset, b: Dataset, name: str) -> dict[str, Any]:
         **{key: int(pc.sum(mask).as_py() or 0) for key, mask in found.items()},
         "examples": {key: names for key, names in examples.items() if names},
     }
+
+
+def _classes(split: Split, names: tuple[str, ...]) -> Any:
+    """What each sample is of: strings [N]."""
+    if split.lists is None:
+        return np.asarray(names, dtype=object)[split.label]
+    return [SEPARATOR.join(sorted(names[label] for label in split.lists[i])) for i in range(len(split))]
 
 
 def text(found: dict[str, Any], a: str, b: str) -> str:

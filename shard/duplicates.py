@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from shard.dataset import Split, read_sources
+from shard.labels import label_column, numbers
 
 
 def find_duplicates(splits: Mapping[str, Split], digests: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
@@ -34,12 +35,12 @@ def find_duplicates(splits: Mapping[str, Split], digests: Mapping[str, bytes]) -
         samples = [(names[place], int(row - starts[place])) for row, place in zip(group, places, strict=True)]
         yield {
             "across_splits": len(set(places)) > 1,
-            "labels_differ": len({int(splits[name].label[i]) for name, i in samples}) > 1,
+            "labels_differ": len({tuple(numbers(splits[name].label_of(i))) for name, i in samples}) > 1,
             "samples": [
                 {
                     "split": name,
                     "key": splits[name].key(i),
-                    "label": int(splits[name].label[i]),
+                    label_column(splits[name].lists is not None): splits[name].label_of(i),
                     "source": sources[name][i].as_py(),
                 }
                 for name, i in samples

@@ -17,6 +17,7 @@ from shard.execute import start_workers
 from shard.index import REJECTED, IndexWriter, SplitSummary, write_lines, write_manifest
 from shard.items import read_classes
 from shard.jpeg import MarkerError, parse
+from shard.labels import numbers
 from shard.names import readable
 from shard.pack import IDX_VERSION, Row
 from shard.sources.inputs import Input, find_inputs
@@ -107,7 +108,7 @@ def _write_indexes(
                     write_lines(rejected, found.unusable)
                     summary.rejected += len(found.unusable)
                     _add(summary, one, found, folder, index, staging)
-                    highest = max([highest, *(row.label for row in found.rows)])
+                    highest = max([highest, *(label for row in found.rows for label in numbers(row.label))])
                     done += 1
                     progress("reading shards", done, total)
             summary.sums[f"{split}/{INDEX}"] = file_sha256(folder / INDEX)

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shard.dataset import FORMAT, FORMAT_VERSION, INDEX, MANIFEST
+from shard.dataset import FORMAT, FORMAT_VERSION, INDEX, MANIFEST, MULTI_LABEL_VERSION
+from shard.labels import LISTS, label_column
 from shard.pack import Record, Row
 from shard.storage import file_sha256, sync_folder, write_whole
 
@@ -35,6 +36,7 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
     ]
 )
+SCHEMA_OF_LISTS = SCHEMA.set(SCHEMA.get_field_index("label"), pa.field("labels", LISTS))
 
 
 @dataclass(slots=True)
@@ -65,17 +67,19 @@ class IndexWriter:
     Args:
         path: of the file.
         staging: local folder for the unfinished one.
+        multi_label: whether labels are lists.
     """
 
-    def __init__(self, path: Path, staging: Path) -> None:
+    def __init__(self, path: Path, staging: Path, *, multi_label: bool = False) -> None:
         self._path, self._staging = path, staging
+        self._schema, self._label = SCHEMA_OF_LISTS if multi_label else SCHEMA, label_column(multi_label)
         self._shards = 0
 
     def __enter__(self) -> IndexWriter:
         """Open it."""
         with ExitStack() as stack:
             file = stack.enter_context(write_whole(self._path, self._staging))
-            self._writer = stack.enter_context(pq.ParquetWriter(file, SCHEMA, compression="zstd"))
+            self._writer = stack.enter_context(pq.ParquetWriter(file, self._schema, compression="zstd"))
             self._stack = stack.pop_all()
         return self
 
@@ -87,16 +91,23 @@ class IndexWriter:
         """Append the rows of the next shard."""
         columns: dict[str, Any] = dict(zip(Row._fields, zip(*rows, strict=True), strict=True))
         columns["shard"] = (self._shards,) * len(rows)
-        self._writer.write_table(pa.table({n: columns[n] for n in SCHEMA.names}, schema=SCHEMA))
+        columns[self._label] = columns.pop("label")
+        self._writer.write_table(pa.table({n: columns[n] for n in self._schema.names}, schema=self._schema))
         self._shards += 1
 
 
 def write_split(
-    folder: Path, records: Iterator[Record], staging: Path, rejected: BinaryIO, repaired: BinaryIO
+    folder: Path,
+    records: Iterator[Record],
+    staging: Path,
+    rejected: BinaryIO,
+    repaired: BinaryIO,
+    *,
+    multi_label: bool = False,
 ) -> SplitSummary:
     """Write a split's index and the lines of both lists, a record at a time, and sum up."""
     summary = SplitSummary()
-    with IndexWriter(folder / INDEX, staging) as index:
+    with IndexWriter(folder / INDEX, staging, multi_label=multi_label) as index:
         for record in records:
             write_lines(rejected, record.rejected)
             write_lines(repaired, record.repaired)
@@ -147,7 +158,7 @@ def write_manifest(
             sums[name] = file_sha256(destination / name)
     manifest = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": MULTI_LABEL_VERSION if about.get("multi_label") else FORMAT_VERSION,
         "fingerprint": fingerprint(about["classes"], sums),
         **about,
         "splits": {name: one.about() for name, one in splits.items()},

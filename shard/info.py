@@ -14,7 +14,7 @@ def info(dataset: Dataset) -> dict[str, Any]:
     splits: dict[str, Any] = {}
     for name in dataset.split_names:
         about, split = dataset.manifest["splits"][name], dataset.split(name)
-        counts = np.bincount(split.label, minlength=len(dataset.classes))
+        counts = split.class_counts(len(dataset.classes))
         splits[name] = {
             "samples": about["samples"],
             "shards": len(about["shards"]),
@@ -27,6 +27,7 @@ def info(dataset: Dataset) -> dict[str, Any]:
             "class_samples_min": int(counts.min()),
             "class_samples_median": float(np.median(counts)),
             "class_samples_max": int(counts.max()),
+            **({"labels_mean": float(counts.sum() / len(split))} if dataset.multi_label else {}),
         }
     return {
         "path": str(dataset.root),
@@ -53,10 +54,13 @@ def table(figures: dict[str, Any]) -> str:
         "class_samples_min": "samples per class, min",
         "class_samples_median": "samples per class, median",
         "class_samples_max": "samples per class, max",
+        "labels_mean": "classes per sample, mean",
     }
     for key, label in labels.items():
+        if any(key not in split for split in figures["splits"].values()):
+            continue  # of multi-label datasets only
         scale = 1e6 if key == "bytes" else 1
-        digits = 1 if key == "bytes" else 0
+        digits = {"bytes": 1, "labels_mean": 2}.get(key, 0)
         values = (split[key] / scale for split in figures["splits"].values())
         rows.append((label, *(f"{value:,.{digits}f}" for value in values)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

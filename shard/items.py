@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shard.errors import FeedlineError
+from shard.labels import LISTS, Label, flat_numbers, label_column
 
 SCHEMA = pa.schema(
     [
@@ -26,7 +27,7 @@ SCHEMA = pa.schema(
         ("mtime_ns", pa.int64()),
     ]
 )
-
+SCHEMA_OF_LISTS = SCHEMA.set(SCHEMA.get_field_index("label"), pa.field("labels", LISTS))
 
 _CHUNK = 1 << 20  # rows
 
@@ -36,14 +37,14 @@ class Item(NamedTuple):
 
     Attributes:
         source: its name, unique in the dataset: the path relative to the source, with forward slashes.
-        label: index into the class list.
+        label: index into the class list; a list of them in a multi-label source.
         container: number of the file that holds it, for the reader; -1: the file `source` itself.
         offset: bytes into the container.
         size: bytes.
     """
 
     source: str
-    label: int
+    label: Label
     container: int
     offset: int
     size: int
@@ -108,7 +109,8 @@ class Listing:
         kind: of source, such as "folders".
         classes: class names by label.
         readable: by label, a name for people where one is known, else "".
-        splits: by name, a table of `SCHEMA`, in no particular order.
+        splits: by name, a table of `SCHEMA`, in no particular order; of a multi-label source with
+            `labels` (list<int32>) in place of `label`.
         ignored: rows for rejected.jsonl: what does not claim to be an image of a class.
         reader: gives the bytes.
     """
@@ -120,42 +122,49 @@ class Listing:
     ignored: list[dict[str, str]] = field(default_factory=list)
     readable: tuple[str, ...] = ()
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a sample may be of several classes, or of none."""
+        return any("labels" in rows.column_names for rows in self.splits.values())
+
 
 def table(
     sources: Sequence[bytes],
-    labels: npt.ArrayLike,
+    labels: npt.ArrayLike | Sequence[Label],
     sizes: npt.ArrayLike,
     *,
+    multi_label: bool = False,
     containers: npt.ArrayLike = -1,
     offsets: npt.ArrayLike = 0,
     mtimes_ns: npt.ArrayLike = 0,
 ) -> pa.Table:
-    """Make a table of `SCHEMA`; single numbers hold for all rows."""
+    """Make a table of `SCHEMA`, or of `SCHEMA_OF_LISTS`; single numbers hold for all rows."""
     n = len(sources)
 
-    def column(values: npt.ArrayLike, dtype: type) -> Any:
+    def column(values: Any, dtype: type) -> Any:
         return pa.array(np.broadcast_to(np.asarray(values, dtype), n))
 
     columns = [
         pa.array(sources, pa.large_binary()),
-        column(labels, np.int32),
+        pa.array(labels, LISTS) if multi_label else column(labels, np.int32),
         column(containers, np.int32),
         column(offsets, np.int64),
         column(sizes, np.int64),
         column(mtimes_ns, np.int64),
     ]
-    return pa.table(columns, schema=SCHEMA)
+    return pa.table(columns, schema=SCHEMA_OF_LISTS if multi_label else SCHEMA)
 
 
 def rows(items: pa.Table, indices: npt.NDArray[np.int64]) -> tuple[Item, ...]:
     """The items at `indices`, in that order."""
     found: list[Item | None] = [None] * len(indices)
     # Batch by batch: `Table.take` first copies all of a column that has several chunks.
+    names = ("source", label_column("labels" in items.column_names), "container", "offset", "size")
     first = 0
     for batch in items.to_batches():
         here = np.nonzero((indices >= first) & (indices < first + len(batch)))[0]
         part = batch.take(pa.array(indices[here] - first))
-        columns = [part[name].to_pylist() for name in ("source", "label", "container", "offset", "size")]
+        columns = [part[name].to_pylist() for name in names]
         for place, (source, *numbers) in zip(here.tolist(), zip(*columns, strict=True), strict=True):
             found[place] = Item(os.fsdecode(source), *numbers)
         first += len(batch)
@@ -215,7 +224,7 @@ def require_same_labels(listing: Listing) -> None:
         FeedlineError: lists the difference.
     """
     present = {
-        split: [listing.classes[i] for i in np.unique(rows["label"].to_numpy()).tolist()]
+        split: [listing.classes[i] for i in np.unique(flat_numbers(rows)).tolist()]
         for split, rows in listing.splits.items()
     }
     first = next(iter(present))

@@ -14,6 +14,7 @@ import xxhash
 from shard.errors import FeedlineError
 from shard.image import BadImageError, Policy, check
 from shard.items import Item, Reader
+from shard.labels import Label, class_names, cls_text
 from shard.plan import ShardJob
 from shard.storage import sync_folder, write_whole
 from shard.tar import TarWriter
@@ -26,7 +27,7 @@ class Row(NamedTuple):
 
     offset: int
     size: int
-    label: int
+    label: Label
     width: int
     height: int
     key: str
@@ -139,9 +140,9 @@ class Packer:
             return
         for kind, text in image.changes.items():
             record.repaired.append({**source, "kind": kind, "reason": text})
-        about = {"class": self.classes[item.label], "source": name}
+        about = {**class_names(item.label, self.classes), "source": name}
         members = {
-            "cls": str(item.label).encode(),
+            "cls": cls_text(item.label).encode(),
             "jpg": image.data,
             "json": json.dumps(about, sort_keys=True).encode(),
         }

@@ -95,11 +95,10 @@ def _sheet(dataset: Dataset, split: Split, shown: int) -> Iterator[str]:
     each = max(1, min(_MOST_PER_CLASS, _MOST_THUMBNAILS // shown))
     # Random, but the same on every run: in the order of a hash of the key.
     order = hash_order_of(split.keys, "sheet\0")
-    by_label = order[np.argsort(split.label[order], kind="stable")]
-    starts = np.searchsorted(split.label[by_label], np.arange(len(dataset.classes) + 1))
+    by_class = split.by_class(order, len(dataset.classes))
     readable = dataset.manifest.get("class_names") or [""] * len(dataset.classes)
     for label in range(shown):
-        mine = by_label[starts[label] : starts[label + 1]]
+        mine = by_class[label]
         images = "".join(_thumbnail(read_image(split, int(i)), split.key(int(i))) for i in mine[:each])
         name = html.escape(dataset.classes[label])
         facts = [readable[label], f"label {label}", f"{len(mine):,} sample{'' if len(mine) == 1 else 's'}"]
@@ -136,7 +135,7 @@ def _figure(
 def _draw_classes(figure: Any, splits: dict[str, Split], dataset: Dataset) -> None:
     axes = figure.subplots()
     for name, split in splits.items():
-        counts = np.sort(np.bincount(split.label, minlength=len(dataset.classes)))[::-1]
+        counts = np.sort(split.class_counts(len(dataset.classes)))[::-1]
         axes.step(np.arange(len(counts) + 1), np.append(counts, counts[-1]), where="post", label=name)
     axes.set(xlabel="classes", ylabel="samples", ylim=(0, None), xlim=(0, len(dataset.classes)))
     axes.legend()

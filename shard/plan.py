@@ -15,6 +15,7 @@ import pyarrow as pa
 from shard.errors import FeedlineError
 from shard.image import Policy
 from shard.items import Item, Listing, rows
+from shard.labels import require_single
 
 # A sample's other members (header and data of .cls, headers of .jpg and .json, and its JSON) take about this.
 _OVERHEAD_BYTES = 3072
@@ -147,8 +148,9 @@ def take_subset(listing: Listing, subset: Subset) -> None:
     """Reduce a listing, in place.
 
     Raises:
-        FeedlineError: it has fewer classes than wanted.
+        FeedlineError: it has fewer classes than wanted, or is multi-label.
     """
+    require_single(listing.multi_label, "--subset", "leave it out, or shorten the list")
     count = len(listing.classes) if subset.classes is None else subset.classes
     if count > len(listing.classes):
         raise FeedlineError(
@@ -179,7 +181,8 @@ def hold_out(listing: Listing, share: float, seed: int) -> None:
     """Move a share of each class from the split train to a new split val, in place.
 
     Of n images of a class round(share · n) are moved, at least one and never all; a class of one image keeps it for
-    training. Which ones is decided by a keyed hash of their names: a file that is added moves few others.
+    training. Which ones is decided by a keyed hash of their names: a file that is added moves few others. Of a
+    multi-label source it is a share of all images: classes are not looked at.
 
     Raises:
         FeedlineError: there is no split train, there is a split val or validation, or nothing can be held out.
@@ -192,7 +195,7 @@ def hold_out(listing: Listing, share: float, seed: int) -> None:
             f"{', '.join(sorted(listing.splits))}; leave it out"
         )
     table = listing.splits["train"]
-    label = table["label"].to_numpy()
+    label = np.zeros(len(table), np.int64) if listing.multi_label else table["label"].to_numpy()
     order = hash_order_of(table["source"], f"{seed}\0val\0")
     order = order[np.argsort(label[order], kind="stable")]
     count = np.bincount(label)

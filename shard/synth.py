@@ -18,6 +18,7 @@ import simplejpeg
 
 from shard.errors import FeedlineError
 from shard.items import Item, Listing, table
+from shard.labels import numbers as labels_of
 from shard.sources import Source
 
 Floats = npt.NDArray[np.float64]
@@ -61,7 +62,7 @@ class SynthReader:
     def read(self, item: Item) -> bytes:
         """Give the JPEG of `item`, whose `offset` is the image's number."""
         width, height, bits = (float(v[0]) for v in shapes(self.seed, np.array([item.offset]), self.size))
-        return render(self.seed, item.offset, item.label, int(width), int(height), bits)
+        return render(self.seed, item.offset, labels_of(item.label)[0], int(width), int(height), bits)
 
 
 def shapes(seed: int, numbers: npt.NDArray[np.int64], size: int | None) -> tuple[Floats, Floats, Floats]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from shard.dataset import Dataset, Split, read_sources
 from shard.errors import FeedlineError
+from shard.labels import require_single
 from shard.storage import local_copy
 from shard.verify import Progress
 
@@ -35,8 +36,12 @@ def unpack(
         The number of images.
 
     Raises:
-        FeedlineError: the folder is not empty, a class cannot be a folder's name, or a shard cannot be read.
+        FeedlineError: the folder is not empty, a class cannot be a folder's name, a shard cannot be read, or the
+            dataset is multi-label.
     """
+    require_single(
+        dataset.multi_label, "unpack", "class folders hold one class a sample; use `tar xf` on the shards"
+    )
     root = Path(destination)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FeedlineError(f"{root} is not an empty folder; choose a new one")

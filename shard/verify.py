@@ -17,6 +17,7 @@ from shard.errors import FeedlineError
 from shard.execute import start_workers
 from shard.image import KEEPABLE, BadImageError, Policy, check
 from shard.index import CHECKSUMS
+from shard.labels import label_column, numbers
 from shard.pack import IDX_VERSION, Row
 from shard.sources.webdataset import Sample, Unusable, samples
 from shard.storage import file_sha256, is_remote, local_copy, location, storage_errors
@@ -37,6 +38,7 @@ class ShardCheck(NamedTuple):
         listed: whether SHA256SUMS has the manifest's digest.
         indexed: whether the indexes are sound, so that the tar can be compared with them.
         num_classes: of the dataset.
+        multi_label: whether its samples have lists of labels.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class ShardCheck(NamedTuple):
     listed: bool
     indexed: bool
     num_classes: int
+    multi_label: bool
 
 
 def verify(
@@ -139,6 +142,7 @@ def _shard_checks(dataset: Dataset, sums: dict[str, str], wrong: dict[str, str])
                 listed=is_remote(path) or about["sha256"] in by_digest,
                 indexed=f"{name}/{INDEX}" not in wrong and f"{name}/{path.stem}.idx" not in wrong,
                 num_classes=len(dataset.classes),
+                multi_label=dataset.multi_label,
             )
 
 
@@ -176,7 +180,7 @@ def _check_samples(one: ShardCheck, path: Path, *, decode: bool) -> Iterator[str
         yield f"{one.path}: has {len(rows)} samples in {INDEX}, {MANIFEST} says {one.about['samples']}"
     idx = [f"{IDX_VERSION} {len(rows)}"]
     with path.open("rb") as file:
-        found = samples(file, str(one.path))
+        found = samples(file, str(one.path), multi_label=one.multi_label)
         if one.about.get("foreign", False):  # these may hold samples that the index leaves out
             keys = {row.key for row in rows}
             found = (sample for sample in found if sample.key in keys)
@@ -212,7 +216,8 @@ def _rows(one: ShardCheck) -> list[Row]:
             table = file.read_row_group(one.number, use_threads=False)
         if any(number != one.number for number in table["shard"].to_pylist()):
             raise ValueError(f"row group {one.number} is of another shard")
-        columns = [table[name].to_pylist() for name in Row._fields]
+        names = [label_column(one.multi_label) if name == "label" else name for name in Row._fields]
+        columns = [table[name].to_pylist() for name in names]
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise FeedlineError(f"cannot read {path}: {error}") from error
     return [Row(*values) for values in zip(*columns, strict=True)]
@@ -226,7 +231,7 @@ def _compare(sample: Sample, row: Row, data: bytes, num_classes: int, decode: bo
         yield f"CRC-32 of the image differs from {INDEX}"
     if sample.label != row.label:
         yield f"its label in the tar is {sample.label}, {INDEX} says {row.label}"
-    if not 0 <= row.label < num_classes:
+    if not all(0 <= label < num_classes for label in numbers(row.label)):
         yield f"has label {row.label}, the dataset {num_classes} classes"
     if decode:
         try:

@@ -17,6 +17,7 @@ from train.build import length_of
 from train.cli import Options, UsageError, list_recipes, parse
 from train.distributed import World, connect, env_rank
 from train.engine import Trainer
+from train.labels import fitted
 from train.plan import check, dry_run, find_batch_size, plan_text
 from train.run_folder import RunFolder, require_same
 from train.settle import input_line, settled
@@ -107,6 +108,8 @@ def run(options: Options, world: World) -> int:
     assert config.data is not None  # parse() sees to both
     assert config.run_dir is not None
     dataset = Dataset.open(config.data)
+    folder = RunFolder(config.run_dir)
+    config = fitted(config, dataset, options.given)
     if options.check or options.find_batch_size or options.dry_run:
         planned = settled(config, None, options.given)
         if options.check:
@@ -118,7 +121,6 @@ def run(options: Options, world: World) -> int:
         if world.is_main:
             print(text)
         return 0
-    folder = RunFolder(config.run_dir)
     with folder.locked() if world.is_main else contextlib.nullcontext():
         # One rank chooses: others could see the folder at another moment.
         path = world.gather(folder.find(options.resume) if world.is_main else None)[0]

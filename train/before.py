@@ -20,7 +20,7 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.config import Config
 from train.distributed import World
-from train.evaluate import Result
+from train.evaluate import METRICS, AnyResult, metric_of
 from train.features import Extractor, Features
 from train.knn import NEIGHBOURS, Bank, KnnAccuracy
 from train.probe import HEAD_C, fit, start_head
@@ -31,15 +31,16 @@ NAMES = {"head": "head as it came", "knn": "kNN", "probe": "linear probe"}
 _BATCH = 64
 
 
-def methods(wanted: str, own_head: bool) -> list[str]:
+def methods(wanted: str, own_head: bool, *, multi_label: bool = False) -> list[str]:
     """How it is measured: keys of `NAMES`.
 
     Args:
         wanted: `EvalConfig.before`.
         own_head: whether the weights brought a head for the dataset's classes.
+        multi_label: whether the dataset is; neighbours then have no single class to vote for.
     """
     if wanted == "auto":
-        return ["head"] if own_head else ["knn", "probe"]
+        return ["head"] if own_head else ["probe"] if multi_label else ["knn", "probe"]
     return [] if wanted == "none" else [wanted]
 
 
@@ -50,7 +51,7 @@ def measure(
     world: World,
     how: list[str],
     starts_head: bool,
-    evaluate: Callable[[], Result | None],
+    evaluate: Callable[[], AnyResult | None],
     stopping: Callable[[], bool],
 ) -> dict[str, Any]:
     """Measure it, and let the head start as the linear probe. Collective; no other weight changes.
@@ -66,23 +67,27 @@ def measure(
         stopping: asked after each batch whether to give up; ranks must agree.
 
     Returns:
-        top1 (percent, by method), samples (of the evaluation split), train_samples (whose features were used; 0 with
-        the head alone), head (probe, if it started as such, else random; absent if it is not new), took_s; {} if given
-        up or there is nothing to do.
+        top1 (percent, by method; map of a multi-label dataset), samples (of the evaluation split), train_samples (whose
+        features were used; 0 with the head alone), head (probe, if it started as such, else random; absent if it is not
+        new), took_s; {} if given up or there is nothing to do.
 
     Raises:
         FeedlineError: the network gives no features; or a split has no sample that can be decoded.
     """
     began = time.perf_counter()
-    top1: dict[str, float] = {}
-    found: dict[str, Any] = {"top1": top1, "samples": 0, "train_samples": 0}
+    score: dict[str, float] = {}
+    found: dict[str, Any] = {
+        "map" if dataset.multi_label else "top1": score,
+        "samples": 0,
+        "train_samples": 0,
+    }
     if not how and not starts_head:
         return {}
     if "head" in how:
         result = evaluate()
         if result is None:
             return {}
-        top1["head"], found["samples"] = result.top1, result.samples
+        score["head"], found["samples"] = result.score, result.samples
     else:
         if not hasattr(step.net.model, "forward_head"):
             if not how:
@@ -106,9 +111,9 @@ def measure(
         found |= {"samples": judged, "train_samples": len(train.labels), "head": "random"}
         if "knn" in how:
             same = config.input.train_split == config.input.eval_split
-            top1["knn"] = knn_top1(train, held_out, classes, same_split=same)
+            score["knn"] = knn_top1(train, held_out, classes, same_split=same)
         if "probe" in how:
-            top1["probe"] = fit(train, classes).top1(held_out)
+            score["probe"] = fit(train, classes).score(held_out)
         if starts_head:
             started = start_head(step.net, fit(train, classes, HEAD_C), config.input.eval_size)
             # Ranks may round differently, and so find otherwise whether it worked: the first one's holds.
@@ -164,14 +169,15 @@ def _features(
         for number, batch in zip(range(steps), loader, strict=False):
             with step.autocast():
                 values = extractor(batch.images)
-            if rows is None:  # features, id, label, and whether there is such a sample
-                rows = torch.zeros(count, values.shape[1] + 3, device=world.device, dtype=torch.float64)
+            labels = batch.labels.double().reshape(len(values), -1)
+            if rows is None:  # features, id, label (or multi-hot), and whether there is such a sample
+                dim, wide = values.shape[1], values.shape[1] + labels.shape[1] + 2
+                rows = torch.zeros(count, wide, device=world.device, dtype=torch.float64)
             first = number * loader.batch_size * world.size
             place = first + world.rank + world.size * torch.arange(len(values), device=world.device)
             mine = (place < count) & batch.valid
-            ids = batch.ids.to(world.device)
-            about = torch.stack([ids, batch.labels, torch.ones_like(ids)], dim=1)
-            rows[place[mine]] = torch.cat([values.double(), about.double()], dim=1)[mine]
+            ids = batch.ids.to(world.device, torch.float64)[:, None]
+            rows[place[mine]] = torch.cat([values.double(), ids, labels, torch.ones_like(ids)], dim=1)[mine]
             if stopping():
                 return None
     assert rows is not None
@@ -181,7 +187,9 @@ def _features(
         raise FeedlineError(
             f"no sample of {split!r} in {dataset.root} can be decoded; run `python -m shard verify`"
         )
-    return Features(rows[:, -3].long().cpu(), rows[:, -2].long().cpu(), rows[:, :-3].float())
+    given_labels = rows[:, dim + 1 : -1].cpu()
+    labels = given_labels.float() if dataset.multi_label else given_labels[:, 0].long()
+    return Features(rows[:, dim].long().cpu(), labels, rows[:, :dim].float())
 
 
 def knn_top1(train: Features, held_out: Features, classes: int, *, same_split: bool = False) -> float:
@@ -195,9 +203,10 @@ def knn_top1(train: Features, held_out: Features, classes: int, *, same_split: b
 
 def before_line(found: dict[str, Any]) -> str:
     """Line of progress about it."""
-    figures = ", ".join(f"{NAMES[name]} {value:.2f} %" for name, value in found["top1"].items())
+    metric = metric_of(found)
+    figures = ", ".join(f"{NAMES[name]} {value:.2f} %" for name, value in found[metric].items())
     features = f"features of {found['train_samples']} training samples"
-    measured = f"before: top-1 by {figures}  {_of(found)}" if figures else f"before: {features}"
+    measured = f"before: {METRICS[metric]} by {figures}  {_of(found)}" if figures else f"before: {features}"
     head = "; the head starts as the linear probe" if found.get("head") == "probe" else ""
     return f"{measured} in {found['took_s']:.1f} s{head}"
 
@@ -207,15 +216,16 @@ def table(found: dict[str, Any], after: float, epoch: int, samples: int) -> str:
 
     Args:
         found: what `measure` gave.
-        after: top-1 of the best evaluation, percent.
+        after: top-1, or mAP, of the best evaluation, percent.
         epoch: when that was.
         samples: that it counted.
     """
-    rows = [(f"before, {NAMES[name]}", value, _of(found)) for name, value in found["top1"].items()]
+    figures = found[metric_of(found)]
+    rows = [(f"before, {NAMES[name]}", value, _of(found)) for name, value in figures.items()]
     rows.append(("after, best", after, f"epoch {epoch}, {samples} samples"))
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{name:<{width}}  {value:6.2f} %  {about}" for name, value, about in rows]
-    if after < max(found["top1"].values(), default=0.0):
+    if after < max(figures.values(), default=0.0):
         lines.append(
             "the training took something away: try --freeze all-but-head, a smaller --lr, or less of "
             "--augment and --erase"

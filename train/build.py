@@ -16,6 +16,7 @@ from train.distributed import World
 from train.ema import make_ema
 from train.freeze import frozen_parameters
 from train.inputs import num_samples
+from train.labels import fitted
 from train.model import Normalized, check_sizes, make_model
 from train.numerics import prepare_compilation
 from train.optim import make_optimizer
@@ -69,6 +70,8 @@ def make_step(
     Raises:
         FeedlineError: model, optimiser or step cannot be made.
     """
+    if dataset is not None:
+        fitted(config, dataset, ("loss", "stop_metric"))  # raises where it is not
     torch.manual_seed(config.seed)
     prepare_compilation(sizes)
     classes = None if dataset is None else dataset.classes

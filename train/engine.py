@@ -20,7 +20,7 @@ from train.checkpoint import rng_state
 from train.config import Config, flat, to_dict
 from train.config import save as save_config
 from train.distributed import World
-from train.evaluate import Result
+from train.evaluate import AnyResult
 from train.inputs import eval_loader, first_images, train_loader
 from train.judge import Judge
 from train.logbook import Logbook
@@ -134,7 +134,8 @@ class Trainer:
         state, config = self.state, self.config
         if state.step or state.before or config.model.pretrained is None or config.synthetic:
             return
-        how = before.methods(config.evaluation.before, state.own_head)
+        several = self.dataset.multi_label
+        how = before.methods(config.evaluation.before, state.own_head, multi_label=several)
         self.stop.pace()
         model = config.model
         starts_head = model.head_init == "probe" and model.head == "linear" and not state.own_head
@@ -256,7 +257,7 @@ class Trainer:
         self.logbook.evaluation(state, epoch, result, averaged, took_s, best=improved, warning=warning)
         self.save(best=improved)
 
-    def evaluate(self) -> Result | None:
+    def evaluate(self) -> AnyResult | None:
         """Evaluate rank 0's model on all ranks; None if a signal came meanwhile."""
         return self.judge.plain()
 
@@ -292,6 +293,7 @@ class Trainer:
             "metrics_bytes": self.metrics.size(),
             "config": to_dict(self.config),
             "classes": list(self.dataset.classes),
+            "multi_label": self.dataset.multi_label,
             "fingerprint": self.dataset.fingerprint,
             "images": asdict(self.dataset.images),
             "rng": rng,

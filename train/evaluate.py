@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.nn import functional as F
 
-from loader import Loader
+from loader import Batch, Loader
 from train.distributed import World
+from train.multi_label import MultiLabelResult, MultiLabelTally
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
+METRICS = {"top1": "top-1", "map": "mAP"}  # what decides which evaluation is the best, in percent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +49,58 @@ class Result:
         samples: how many were counted.
     """
 
+    metric: ClassVar[str] = "top1"
     top1: float
     top5: float
     loss: float
     samples: int
 
+    @property
+    def score(self) -> float:
+        """What decides which evaluation is the best; larger is better."""
+        return self.top1
+
+    def text(self) -> str:
+        """Figures for people."""
+        return f"top-1 {self.top1:.2f} %  top-5 {self.top5:.2f} %  loss {self.loss:.4f}"
+
     def as_dict(self, prefix: str = "") -> dict[str, Any]:
         """Fields by name, with something before it."""
         return {prefix + name: value for name, value in asdict(self).items()}
+
+
+AnyResult = Result | MultiLabelResult
+
+
+class Tally:
+    """Sums up an evaluation's batches. Sums stay on the device and cross ranks once, at the end.
+
+    Args:
+        world: the ranks that share the split.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        # MPS aside, float64 is everywhere, and counts in it are exact: [top-1, top-5, loss, samples].
+        self._sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+
+    def add(self, logits: torch.Tensor, batch: Batch) -> None:
+        """Take in a batch; logits float32 [B, classes]."""
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        right = (best == batch.labels[:, None]) & batch.valid[:, None]
+        loss = F.cross_entropy(logits, batch.labels, reduction="none")
+        loss = torch.where(batch.valid, loss, 0)  # not a product: padding may give inf
+        self._sums += torch.stack([right[:, 0].sum(), right.sum(), loss.double().sum(), batch.valid.sum()])
+
+    def result(self) -> Result:
+        """The same on every rank. Collective."""
+        top1, top5, loss_sum, samples = self._world.sum_(self._sums).tolist()
+        return Result(
+            top1=100 * top1 / samples,
+            top5=100 * top5 / samples,
+            loss=loss_sum / samples,
+            samples=int(samples),
+        )
 
 
 @torch.no_grad()
@@ -63,10 +109,10 @@ def evaluate(
     loader: Loader,
     world: World,
     stopping: Callable[[int], bool] = lambda step: False,
-) -> Result | None:
+) -> AnyResult | None:
     """Evaluate `predict` (uint8 [B, H, W, 3] to logits [B, classes]) on the whole split.
 
-    Sums stay on the device and cross ranks once, at the end. Padding rows are masked.
+    Padding rows are masked.
 
     Args:
         predict: the model, in evaluation mode.
@@ -77,30 +123,26 @@ def evaluate(
     Returns:
         The result, the same on every rank; None if given up.
     """
-    # MPS aside, float64 is everywhere, and counts in it are exact: [top-1, top-5, loss, samples].
-    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    tally = MultiLabelTally(world) if loader.dataset.multi_label else Tally(world)
     loader.rewind()
     for step, batch in enumerate(loader, start=1):
-        logits = predict(batch.images).float()
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        right = (best == batch.labels[:, None]) & batch.valid[:, None]
-        loss = F.cross_entropy(logits, batch.labels, reduction="none")
-        loss = torch.where(batch.valid, loss, 0)  # not a product: padding may give inf
-        sums += torch.stack([right[:, 0].sum(), right.sum(), loss.double().sum(), batch.valid.sum()])
+        tally.add(predict(batch.images).float(), batch)
         if stopping(step):
             return None
-    top1, top5, loss_sum, samples = world.sum_(sums).tolist()
-    return Result(
-        top1=100 * top1 / samples, top5=100 * top5 / samples, loss=loss_sum / samples, samples=int(samples)
-    )
+    return tally.result()
+
+
+def metric_of(line: Mapping[str, Any]) -> str:
+    """Name of the metric that decides, of a line of metrics, a summary, or what was measured before a training."""
+    return "map" if "map" in line else "top1"
 
 
 def eval_line(
-    epoch: str, result: Result, took_s: float, averaged: Result | None = None, *, best: bool
+    epoch: str, result: AnyResult, took_s: float, averaged: AnyResult | None = None, *, best: bool
 ) -> str:
     """Line of progress about an evaluation, and that of the averaged weights, in `took_s` seconds."""
-    beside = f"averaged: top-1 {averaged.top1:.2f} %  " if averaged else ""
+    beside = f"averaged: {METRICS[averaged.metric]} {averaged.score:.2f} %  " if averaged else ""
     return (
-        f"epoch {epoch}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  {beside}"
-        f"{result.samples} samples in {took_s:.1f} s{'  (best)' if best else ''}"
+        f"epoch {epoch}  {result.text()}  {beside}{result.samples} samples in {took_s:.1f} s"
+        f"{'  (best)' if best else ''}"
     )

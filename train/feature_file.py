@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shard.dataset import Dataset, Split
+from shard.labels import numbers
 from train.features import Features
+from train.multi_label import label_lists
 
 _ROWS = 4096  # of a row group, at least
 
@@ -19,7 +21,8 @@ class FeatureFile:
     """Writes features as they come. A context manager.
 
     Columns: id (int64, row number of the split's index), key (string), label (int64), class (string), feature
-    (list of D float32, fixed size). Key-value metadata: about.
+    (list of D float32, fixed size). Of a multi-label dataset labels and classes, lists, in place of label and class.
+    Key-value metadata: about.
 
     Args:
         path: the file.
@@ -38,19 +41,28 @@ class FeatureFile:
     def add(self, part: Features) -> None:
         """Write a batch."""
         values = part.values.cpu().numpy()
-        labels = part.labels.numpy()
         feature = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
         columns = {
             "id": pa.array(part.ids.numpy()),
             "key": pa.array([self._split.key(i) for i in part.ids.tolist()], pa.string()),
-            "label": pa.array(labels),
-            "class": pa.array(self._classes[labels], pa.string()),
+            **self._labels(part),
             "feature": feature,
         }
         self._parts.append(pa.table(columns))
-        self._rows += len(labels)
+        self._rows += len(part.ids)
         if self._rows >= _ROWS:
             self._flush()
+
+    def _labels(self, part: Features) -> dict[str, pa.Array]:
+        if part.labels.ndim == 1:
+            labels = part.labels.numpy()
+            return {"label": pa.array(labels), "class": pa.array(self._classes[labels], pa.string())}
+        lists = label_lists(part.labels)
+        classes = [self._classes[numbers(label)].tolist() for label in lists]
+        return {
+            "labels": pa.array(lists, pa.list_(pa.int64())),
+            "classes": pa.array(classes, pa.list_(pa.string())),
+        }
 
     def _flush(self) -> None:
         if not self._parts:

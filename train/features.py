@@ -114,7 +114,7 @@ class Features:
 
     Attributes:
         ids: int64 [n], row numbers of the split's index, on the CPU.
-        labels: int64 [n], on the CPU.
+        labels: int64 [n], on the CPU; of a multi-label dataset float32 [n, classes].
         values: float32 [n, D], on the network's device.
     """
 

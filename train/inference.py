@@ -38,6 +38,7 @@ class Network:
     ) -> None:
         run = trained.config
         self.device, self._net = device, trained.net.to(device)
+        self._multi_label = trained.multi_label
         self.precision = run.step.precision if precision is None else precision
         self.flip_tta = run.evaluation.flip_tta if flip_tta is None else flip_tta
         set_numerics(self.precision, device, deterministic=run.step.deterministic)
@@ -50,6 +51,14 @@ class Network:
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits float32 [B, classes] of uint8 images [B, H, W, 3]."""
         return self._predict(images).float()
+
+    def likeliest(self, images: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `top_classes`, of uint8 images [B, H, W, 3]; of a multi-label run each class has its own probability."""
+        logits = self.logits(images)
+        if not self._multi_label:
+            return top_classes(logits, count)
+        found = logits.sigmoid().topk(min(count, logits.shape[1]), dim=1)
+        return found.values, found.indices
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         dtype = autocast_dtype(self.precision)

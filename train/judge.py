@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loader import Loader
 from train.distributed import World
-from train.evaluate import EvalConfig, Predict, Result, augmented, evaluate
+from train.evaluate import AnyResult, EvalConfig, Predict, augmented, evaluate
 from train.step import TrainStep
 from train.stop import StopSignal
 
@@ -25,20 +25,20 @@ class Judge:
     ) -> None:
         self._step, self._loader, self._config, self._world, self._stop = step, loader, config, world, stop
 
-    def plain(self) -> Result | None:
+    def plain(self) -> AnyResult | None:
         """Evaluate rank 0's model on all ranks; None if a signal came meanwhile."""
         self._world.broadcast_(self._step.net.buffers())  # running statistics differ between ranks until now
         self._step.net.eval()
         return self._evaluate(self._step.predict)
 
-    def averaged(self) -> Result | None:
+    def averaged(self) -> AnyResult | None:
         """Evaluate rank 0's averaged weights on all ranks; None if there are none, or a signal came meanwhile."""
         if self._step.ema is None:
             return None
         self._world.broadcast_(self._step.ema.net.buffers())
         return self._evaluate(self._step.predict_averaged)
 
-    def _evaluate(self, predict: Predict) -> Result | None:
+    def _evaluate(self, predict: Predict) -> AnyResult | None:
         predict = augmented(predict, self._config)
         self._stop.pace()
         return evaluate(predict, self._loader, self._world, lambda _: self._stop.due())

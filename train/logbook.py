@@ -6,7 +6,7 @@ from typing import Any
 
 from train.before import before_line
 from train.config import Config
-from train.evaluate import Result, eval_line
+from train.evaluate import AnyResult, eval_line
 from train.metrics import Metrics
 from train.progress import Progress, rate_text
 from train.schedule import Length, lr_at
@@ -79,8 +79,8 @@ class Logbook:
         self,
         state: RunState,
         epoch: int,
-        result: Result,
-        averaged: Result | None,
+        result: AnyResult,
+        averaged: AnyResult | None,
         took_s: float,
         *,
         best: bool,

@@ -11,6 +11,7 @@ from loader.replay import replay
 from loader.show import Pixels, Sheet
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from shard.labels import label_text
 from train.features import Features
 from train.knn import unit
 from train.trained import Trained
@@ -82,7 +83,8 @@ def make_sheet(
     neighbours = shown.images[0].reshape(*found.ids.shape, *images.shape[1:])  # [Q, k, size, size, 3]
     tiles = tuple(
         tuple(
-            f"{cosine:.2f} {dataset.classes[int(rows.label[i])]}" for i, cosine in zip(row, near, strict=True)
+            f"{cosine:.2f} {label_text(rows.label_of(i), dataset.classes)}"
+            for i, cosine in zip(row, near, strict=True)
         )
         for row, near in zip(found.ids.tolist(), found.cosines.tolist(), strict=True)
     )

@@ -23,10 +23,12 @@ from PIL import Image
 from loader import Batch
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from shard.labels import label_text
 from train.build import length_of
 from train.config import load
 from train.distributed import World
 from train.inputs import train_loader
+from train.multi_label import label_lists
 from train.resolution import size_at
 from train.run_folder import RunFolder
 
@@ -69,9 +71,11 @@ def write(batch: Batch, blamed: list[int], classes: tuple[str, ...], out: Path) 
     """Write the blamed samples' images as PNG, named by sample id and class."""
     out.mkdir(parents=True, exist_ok=True)
     paths = []
-    for pixels, label, sample in zip(batch.images, batch.labels.tolist(), batch.ids.tolist(), strict=True):
+    for pixels, label, sample in zip(
+        batch.images, label_lists(batch.labels), batch.ids.tolist(), strict=True
+    ):
         if sample in blamed:
-            path = out / f"{sample}-{classes[label].replace('/', '_')}.png"
+            path = out / f"{sample}-{label_text(label, classes).replace('/', '_')}.png"
             Image.fromarray(pixels.numpy()).save(path)
             paths.append(path)
     return paths

@@ -33,7 +33,7 @@ class RunFolder:
         nonfinite: step, learning rate, sample ids and position, where a run broke.
         checkpoints: folder of the checkpoints.
         last: newest checkpoint.
-        best: checkpoint with the best top-1.
+        best: checkpoint with the best top-1, or mAP on a multi-label dataset.
         evaluations: folder of what `python -m train eval` found.
     """
 
@@ -118,7 +118,7 @@ class RunFolder:
         later = [other for other in self.earlier() if self._step_of(other) > step]
         if _is_whole(self.best) and int(checkpoint.load(self.best)["step"]) > step:
             later.append(self.best)
-            content |= {"best_top1": -1.0, "best_epoch": 0}
+            content |= {"best_top1": -1.0, "best_map": -1.0, "best_epoch": 0}
             if self.evaluations.exists():  # of that one
                 abandoned = self.root / "eval.abandoned"
                 shutil.rmtree(abandoned, ignore_errors=True)

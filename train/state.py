@@ -8,7 +8,7 @@ from typing import Any
 from loader import Loader
 from train.checkpoint import set_rng_state
 from train.distributed import World
-from train.evaluate import Result
+from train.evaluate import AnyResult, metric_of
 from train.step import TrainStep
 from train.stop import Plateau, StopConfig
 from train.synthetic import SyntheticLoader
@@ -20,9 +20,10 @@ class RunState:
 
     Attributes:
         step: optimiser steps done.
-        best_top1: best evaluation so far, percent; -1 before the first.
+        best_top1: best evaluation so far, percent; -1 before the first, and always on a multi-label dataset.
+        best_map: the same on a multi-label dataset.
         best_epoch: its epoch, from 1.
-        last_eval: fields of the newest `train.evaluate.Result`.
+        last_eval: fields of the newest result of `train.evaluate.evaluate`.
         losses: losses of the steps since the last line of metrics.
         elapsed_s: seconds spent up to the checkpoint.
         plateau: fields of `train.stop.Plateau`.
@@ -33,6 +34,7 @@ class RunState:
 
     step: int = 0
     best_top1: float = -1.0
+    best_map: float = -1.0
     best_epoch: int = 0
     last_eval: dict[str, Any] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
@@ -42,7 +44,7 @@ class RunState:
     own_head: bool = False
     before: dict[str, Any] = field(default_factory=dict)
 
-    def judge(self, epoch: int, result: Result, averaged: Result | None, stop: StopConfig) -> bool:
+    def judge(self, epoch: int, result: AnyResult, averaged: AnyResult | None, stop: StopConfig) -> bool:
         """Take an evaluation in; sets `ended` where the run should end.
 
         Who keeps an average wants that model: it alone decides what is best and when to stop.
@@ -58,9 +60,11 @@ class RunState:
         """
         self.last_eval = result.as_dict() | (averaged.as_dict("ema_") if averaged else {})
         judged = averaged or result
-        improved = judged.top1 > self.best_top1
+        best = f"best_{judged.metric}"
+        improved: bool = judged.score > getattr(self, best)
         if improved:
-            self.best_top1, self.best_epoch = judged.top1, epoch
+            setattr(self, best, judged.score)
+            self.best_epoch = epoch
         plateau = Plateau(**self.plateau)
         self.ended = plateau.observe(stop, judged.as_dict())
         self.plateau = asdict(plateau)
@@ -68,7 +72,8 @@ class RunState:
 
     def result(self) -> dict[str, Any]:
         """What a summary tells of it."""
-        best = {"best_top1": self.best_top1, "best_epoch": self.best_epoch}
+        name = f"best_{metric_of(self.last_eval)}"
+        best = {name: getattr(self, name), "best_epoch": self.best_epoch}
         before = {"before": self.before} if self.before else {}
         return {**before, **self.last_eval, **best, "ended": self.ended, "steps": self.step}
 

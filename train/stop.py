@@ -29,8 +29,8 @@ class StopConfig:
     """Evaluations in a row without improvement after which the run ends; None: never."""
     min_change: float = 0.0
     """Change of the metric that counts as an improvement, in its unit."""
-    stop_metric: Literal["top1", "top5", "loss"] = "top1"
-    """Metric of the evaluation that patience and target look at."""
+    stop_metric: Literal["top1", "top5", "map", "loss"] = "top1"
+    """Metric of the evaluation that patience and target look at; map is that of multi-label datasets."""
     stop_mode: Literal["auto", "max", "min"] = "auto"
     """Whether larger or smaller is better; auto: smaller for the loss."""
     target: float | None = None

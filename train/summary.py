@@ -10,6 +10,7 @@ from shard.errors import FeedlineError
 from train import before
 from train.config import Config
 from train.distributed import World
+from train.evaluate import METRICS, metric_of
 from train.meter import Meter
 from train.numerics import CompileWatch
 from train.progress import clock
@@ -83,14 +84,15 @@ def show(summary: dict[str, Any], folder: RunFolder) -> None:
             f"nothing was learnt, evaluated or saved\nconfig, metrics, summary: {folder.root}"
         )
         return
-    if summary.get("before", {}).get("top1"):
-        print(
-            before.table(summary["before"], summary["best_top1"], summary["best_epoch"], summary["samples"])
-        )
+    metric = metric_of(summary)
+    best = summary[f"best_{metric}"]
+    if summary.get("before", {}).get(metric):
+        print(before.table(summary["before"], best, summary["best_epoch"], summary["samples"]))
     speed = summary["images_per_s"]
     print(
-        f"top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} % on {summary['samples']} samples; "
-        f"best top-1 {summary['best_top1']:.2f} % after epoch {summary['best_epoch']}\n"
+        f"{METRICS[metric]} {summary[metric]:.2f} %"
+        + (f", top-5 {summary['top5']:.2f} %" if "top5" in summary else "")
+        + f" on {summary['samples']} samples; best {METRICS[metric]} {best:.2f} % after epoch {summary['best_epoch']}\n"
         f"{summary['ended'] + chr(10) if summary['ended'] else ''}"
         f"{summary['epochs']} epochs, {summary['steps']} steps in {clock(summary['wall_s'])}"
         + (f", {speed:.0f} images/s while training" if speed else "")

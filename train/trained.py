@@ -32,6 +32,8 @@ class Trained:
         averaged: whether the weights are the average that the run kept.
         epoch: epochs trained when the checkpoint was written.
         top1: percent, in the evaluation at that epoch, of these weights; None before the first.
+        map: the same of a run on a multi-label dataset, which has no top1.
+        multi_label: whether it is of such a run: a sigmoid then makes probabilities of its logits, no softmax.
         net: the network in evaluation mode, fp32: uint8 images [B, H, W, 3] to logits [B, classes].
     """
 
@@ -44,6 +46,8 @@ class Trained:
     epoch: int
     top1: float | None
     net: Normalized
+    map: float | None = None
+    multi_label: bool = False
 
     def dataset(self, data: str | None = None) -> Dataset:
         """Open `data`, or else the dataset of the run.
@@ -124,6 +128,8 @@ def load_trained(
         averaged=averaged,
         epoch=int(content["epoch"]),
         top1=last_eval.get("ema_top1" if averaged else "top1"),
+        map=last_eval.get("ema_map" if averaged else "map"),
+        multi_label=bool(content.get("multi_label", False)),
         net=net.eval().requires_grad_(False),
     )
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from shard.errors import FeedlineError
 from shard.items import SCHEMA, FileReader, Listing, join, read_classes, require_same_labels
+from shard.labels import flat_numbers
 from shard.sources import lists, parquet, webdataset
 from shard.sources.folders import list_folders
 from shard.sources.ilsvrc import TRAIN, VAL, list_ilsvrc
@@ -39,6 +41,7 @@ class Source:
         splits: the splits wanted; None: all.
         listed: the listing, where it costs nothing but looking at names and sizes.
         inputs: the files it consists of, where it takes reading them to list their samples.
+        multi_label: whether a sample may be of several classes, or of none.
     """
 
     root: str
@@ -47,10 +50,12 @@ class Source:
     splits: tuple[str, ...] | None
     listed: Listing | None = None
     inputs: tuple[Input, ...] = ()
+    multi_label: bool = False
 
     def stamp(self, *, times: bool) -> str:
         """Hex digest of what the source consists of: names, labels and sizes; with `times` also when changed."""
-        digest = hashlib.blake2b(repr((self.kind, self.classes, self.splits)).encode(), digest_size=16)
+        about = (self.kind, self.classes, self.splits, *(["multi-label"] if self.multi_label else []))
+        digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
         for one in self.inputs:
             version = one.version if times else ""
             digest.update(f"{one.name}\0{one.split}\0{one.size_bytes}\0{version}\n".encode())
@@ -93,7 +98,7 @@ class Source:
 
     def _read_parquet(self, staging: Path, run: Map) -> Listing:
         parts, containers, names = [], [], set()
-        for rows, path, classes in run(parquet.spool, self.inputs):
+        for rows, path, classes in run(partial(parquet.spool, multi_label=self.multi_label), self.inputs):
             parts.append(rows)
             containers.append(str(path))
             names.add(classes)
@@ -127,9 +132,7 @@ class Source:
             )
         tables = {split: join(rows) for split, rows in splits.items()}
         wanted = [
-            rows["label"].to_numpy()
-            for split, rows in tables.items()
-            if not self.splits or split in self.splits
+            flat_numbers(rows) for split, rows in tables.items() if not self.splits or split in self.splits
         ]
         labels = np.concatenate(wanted) if wanted else np.zeros(0, np.int64)
         if not len(labels):
@@ -149,7 +152,12 @@ class Source:
 
 
 def open_source(
-    root: str, kind: str = "auto", classes: str | Path | None = None, splits: Sequence[str] | None = None
+    root: str,
+    kind: str = "auto",
+    classes: str | Path | None = None,
+    splits: Sequence[str] | None = None,
+    *,
+    multi_label: bool = False,
 ) -> Source:
     """Find out what `root` is, and look at it.
 
@@ -158,6 +166,7 @@ def open_source(
         kind: one of `KINDS`, or "auto".
         classes: file with the class list.
         splits: splits to take; None: all.
+        multi_label: whether a sample may be of several classes, or of none; for lists and Parquet.
 
     Raises:
         FeedlineError: nothing there, or nothing that can be packed.
@@ -166,7 +175,18 @@ def open_source(
     kind = detect(root) if kind == "auto" else kind
     if kind not in KINDS:
         raise FeedlineError(f"source is {kind!r}; choose one of auto, {', '.join(KINDS)}")
-    source = Source(root=root, kind=kind, classes=names, splits=tuple(splits) if splits else None)
+    if multi_label and kind not in ("list", "parquet"):
+        raise FeedlineError(
+            f"--multi-label is for lists and Parquet, whose samples can name several classes; {root} is a source of "
+            f"kind {kind}"
+        )
+    source = Source(
+        root=root,
+        kind=kind,
+        classes=names,
+        splits=tuple(splits) if splits else None,
+        multi_label=multi_label,
+    )
     if kind in ("parquet", "webdataset"):
         suffixes = parquet.SUFFIXES if kind == "parquet" else webdataset.SUFFIXES
         found = find_inputs(root, suffixes)
@@ -181,8 +201,12 @@ def open_source(
         raise FeedlineError(
             f"{root}: a source of kind {kind} must lie on a disk; only Parquet and WebDataset may be URLs"
         )
-    lister = {"folders": list_folders, "ilsvrc": list_ilsvrc, "list": lists.list_file}[kind]
-    source.listed = lister(Path(root), names)
+    listers: dict[str, Callable[[Path, tuple[str, ...] | None], Listing]] = {
+        "folders": list_folders,
+        "ilsvrc": list_ilsvrc,
+        "list": partial(lists.list_file, multi_label=multi_label),
+    }
+    source.listed = listers[kind](Path(root), names)
     return source
 
 
@@ -233,10 +257,12 @@ def _own_classes(root: str) -> tuple[str, ...] | None:
 
 def _update(digest: Any, rows: pa.Table, *, times: bool) -> None:
     """Feed a table into a digest, in an order that does not depend on the file system's."""
-    order = pc.sort_indices(rows, [("source", "ascending")])
+    order, several = pc.sort_indices(rows, [("source", "ascending")]), "labels" in rows.column_names
     for first in range(0, len(order), 1 << 18):
         part = rows.take(order[first : first + (1 << 18)])
         for name in part["source"].to_pylist():
             digest.update(name + b"\0")
-        for column in ("label", "size", *(["mtime_ns"] if times else [])):
+        if several:
+            digest.update(repr(part["labels"].to_pylist()).encode())
+        for column in (*([] if several else ["label"]), "size", *(["mtime_ns"] if times else [])):
             digest.update(part[column].to_numpy().tobytes())

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from shard.errors import FeedlineError
 from shard.items import table
+from shard.labels import Label
 from shard.sources.inputs import Input
 from shard.storage import write_whole
 
@@ -33,8 +34,8 @@ class Columns:
     classes: tuple[str, ...] | None
 
 
-def columns(schema: pa.Schema, url: str) -> Columns:
-    """Find image and label column.
+def columns(schema: pa.Schema, url: str, multi_label: bool = False) -> Columns:
+    """Find image and label column; with `multi_label` the one with lists of labels.
 
     Raises:
         FeedlineError: none, or several that could be meant.
@@ -46,9 +47,15 @@ def columns(schema: pa.Schema, url: str) -> Columns:
     images = [f.name for f in schema if kinds.get(f.name) == "Image"] or [
         f.name for f in schema if _holds_bytes(f)
     ]
-    labels = [f.name for f in schema if kinds.get(f.name) == "ClassLabel"] or [
-        f.name for f in schema if pa.types.is_integer(f.type)
-    ]
+    if multi_label:
+        labels = [
+            f.name for f in schema if pa.types.is_list(f.type) and pa.types.is_integer(f.type.value_type)
+        ]
+    else:
+        labels = [f.name for f in schema if kinds.get(f.name) == "ClassLabel"] or [
+            f.name for f in schema if pa.types.is_integer(f.type)
+        ]
+    form = "lists of whole numbers" if multi_label else "whole numbers (lists of them need --multi-label)"
     chosen = []
     for what, found, usual in (("image", images, "image"), ("label", labels, "label")):
         if usual in found or len(found) == 1:
@@ -56,25 +63,30 @@ def columns(schema: pa.Schema, url: str) -> Columns:
             continue
         raise FeedlineError(
             f"{url} has {'no' if not found else 'several'} {what} columns ({', '.join(schema.names)}); expected "
-            f"one named {usual!r}: image as struct<bytes, path> or binary, label as whole numbers"
+            f"one named {usual!r}: image as struct<bytes, path> or binary, label as {form}"
         )
-    names = features.get(chosen[1], {}).get("names")
+    names = _names(features.get(chosen[1]))
     return Columns(chosen[0], chosen[1], tuple(names) if names else None)
 
 
-def spool(source: Input, staging: Path) -> tuple[pa.Table, Path, tuple[str, ...] | None]:
+def spool(
+    source: Input, staging: Path, *, multi_label: bool = False
+) -> tuple[pa.Table, Path, tuple[str, ...] | None]:
     """Lay the images of one file end to end; gives their table, the file they lie in, and the class names.
 
     Raises:
         FeedlineError: not Parquet, wrong columns, an image without bytes, or the disk is full.
     """
-    data, index = source.spooled(staging, ".images"), source.spooled(staging, ".rows.parquet")
+    data, index = (
+        source.spooled(staging, suffix)
+        for suffix in (".images", ".lists.parquet" if multi_label else ".rows.parquet")
+    )
     try:
         with pq.ParquetFile(source.open(staging), memory_map=not source.is_remote) as file:
-            found = columns(file.schema_arrow, source.url)
+            found = columns(file.schema_arrow, source.url, multi_label)
             if not index.exists():
                 with write_whole(data, staging) as out:
-                    listed = _copy_images(file, found, source, out)
+                    listed = _copy_images(file, found, source, out, multi_label)
                 with write_whole(index, staging) as out:
                     pq.write_table(listed, out)
     except (OSError, pa.ArrowException) as error:
@@ -84,9 +96,11 @@ def spool(source: Input, staging: Path) -> tuple[pa.Table, Path, tuple[str, ...]
     return pq.read_table(index, use_threads=False, pre_buffer=False), data, found.classes
 
 
-def _copy_images(file: pq.ParquetFile, found: Columns, source: Input, out: Any) -> pa.Table:
+def _copy_images(
+    file: pq.ParquetFile, found: Columns, source: Input, out: Any, multi_label: bool
+) -> pa.Table:
     names: list[bytes] = []
-    labels: list[int] = []
+    labels: list[Label] = []
     sizes: list[int] = []
     # No threads of Arrow's: they may end the process (std::terminate) while the interpreter leaves.
     wanted = [found.image, found.label]
@@ -107,13 +121,33 @@ def _copy_images(file: pq.ParquetFile, found: Columns, source: Input, out: Any) 
             view = image.as_buffer()
             out.write(view)
             sizes.append(view.size)
-            labels.append(label.as_py())
+            labels.append(
+                _sorted(label.as_py(), f"{source.url}, row {row}") if multi_label else label.as_py()
+            )
             suffix = f"-{os.path.basename(path)}" if path else ""
             names.append(f"{source.name}/{row:08d}{suffix}".encode())
     offsets = [0]
     for size in sizes:
         offsets.append(offsets[-1] + size)
-    return table(names, labels, sizes, containers=0, offsets=offsets[:-1])
+    return table(names, labels, sizes, containers=0, offsets=offsets[:-1], multi_label=multi_label)
+
+
+def _names(feature: Any) -> list[str] | None:
+    """Class names of a feature as the hub describes it: ClassLabel, or a list of it in either of its spellings."""
+    inner = feature[0] if isinstance(feature, list) and feature else feature
+    if not isinstance(inner, dict):
+        return None
+    found: list[str] | None = inner.get("names") or _names(inner.get("feature"))
+    return found
+
+
+def _sorted(labels: list[int | None], where: str) -> list[int]:
+    found = sorted({label for label in labels if label is not None})
+    if len(found) < len(labels):
+        raise FeedlineError(
+            f"{where}: its labels {labels} have one twice or an empty one; write each class once"
+        )
+    return found
 
 
 def _holds_bytes(column: pa.Field) -> bool:

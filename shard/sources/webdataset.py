@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 
 from shard.items import table
+from shard.labels import Label, parse_cls, require_single
 from shard.sources.folders import IMAGE_SUFFIXES
 from shard.sources.inputs import Input
 from shard.sources.tars import Member, members
@@ -27,14 +28,14 @@ class Sample(NamedTuple):
     Attributes:
         key: common part of its members' names.
         image: its picture.
-        label: its class.
+        label: its class; a list of them in a multi-label dataset.
         source: name that our own packer gave it, or None.
         members: all of its files.
     """
 
     key: str
     image: Member
-    label: int
+    label: Label
     source: str | None
     members: list[Member]
 
@@ -50,7 +51,7 @@ def scan(source: Input, staging: Path) -> tuple[pa.Table, Path, list[dict[str, s
     """List one shard: its images, the local file they lie in, and rows for rejected.jsonl."""
     path = local(source, staging)
     names: list[bytes] = []
-    rows: list[tuple[int, int, int]] = []
+    rows: list[tuple[Label, int, int]] = []
     unusable: list[dict[str, str]] = []
     with path.open("rb") as file:
         for sample in samples(file, source.url):
@@ -71,14 +72,14 @@ def local(source: Input, staging: Path) -> Path:
     return Path(source.url)
 
 
-def samples(file: BinaryIO, path: str) -> Iterator[Sample | Unusable]:
-    """Samples of an open shard, in order.
+def samples(file: BinaryIO, path: str, *, multi_label: bool = False) -> Iterator[Sample | Unusable]:
+    """Samples of an open shard, in order; of one of a multi-label dataset of ours their labels are lists.
 
     Raises:
-        FeedlineError: not a tar, or cut off.
+        FeedlineError: not a tar, cut off, or one of a multi-label dataset where none is expected.
     """
     for key, group in groupby(members(file, path), key=lambda member: key_of(member.name)):
-        yield _sample(key, list(group), file)
+        yield _sample(key, list(group), file, path, multi_label)
 
 
 def key_of(name: str) -> str:
@@ -87,7 +88,7 @@ def key_of(name: str) -> str:
     return folder + slash + base.split(".", 1)[0]
 
 
-def _sample(key: str, files: list[Member], file: BinaryIO) -> Sample | Unusable:
+def _sample(key: str, files: list[Member], file: BinaryIO, path: str, multi_label: bool) -> Sample | Unusable:
     by_suffix = {member.name[len(key) :].lower(): member for member in files}
     if len(by_suffix) < len(files):
         return Unusable(key, "the same member twice in a row")
@@ -101,13 +102,21 @@ def _sample(key: str, files: list[Member], file: BinaryIO) -> Sample | Unusable:
         except ValueError:
             return Unusable(key, "its .json is not valid")
     known = about if isinstance(about, dict) else {}
+    if not multi_label and known.keys() == {"classes", "source"}:  # as our packer writes it
+        require_single(True, f"packing or indexing {path} anew", "pack the list that it was made of")
     label: object = known.get("label")
     if (member := by_suffix.get(".cls")) is not None:
         label = _read(file, member).decode("ascii", "replace").strip()
-    if isinstance(label, bool) or not str(label).isdecimal():
-        return Unusable(key, f"no label: .cls or .json's label is {label!r}, expected a whole number")
+    number: Label | None = None
+    if multi_label:
+        number = parse_cls(label) if isinstance(label, str) else None
+    elif not isinstance(label, bool) and str(label).isdecimal():
+        number = int(str(label))
+    if number is None:
+        expected = "whole numbers with commas between them" if multi_label else "a whole number"
+        return Unusable(key, f"no label: .cls or .json's label is {label!r}, expected {expected}")
     source = known.get("source")
-    return Sample(key, images[0], int(str(label)), source if isinstance(source, str) else None, files)
+    return Sample(key, images[0], number, source if isinstance(source, str) else None, files)
 
 
 def _read(file: BinaryIO, member: Member) -> bytes:

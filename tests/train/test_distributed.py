@@ -27,6 +27,7 @@ from train.__main__ import main
 from train.config import load
 from train.distributed import World, connect
 from train.engine import Trainer
+from train.evaluate import Result
 from train.run_folder import RunFolder
 from train.telemetry import MEASURED, LossWindow, StepRecord
 
@@ -82,7 +83,7 @@ def test_two_ranks_killed_and_resumed(
     folder.prepare(fresh=True)
     with Trainer(config, dataset, World(), folder, a, keep_metrics=False) as trainer:
         result = trainer.evaluate()
-        assert result is not None
+        assert isinstance(result, Result)
         assert (result.top1, result.samples) == (a["last_eval"]["top1"], 42)
         assert result.loss == pytest.approx(a["last_eval"]["loss"], rel=1e-4)
 

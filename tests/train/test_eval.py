@@ -24,7 +24,7 @@ from train.__main__ import main
 from train.assess.samples import Samples, _in_order, collect
 from train.commands.eval import main as evaluate_command
 from train.distributed import World
-from train.evaluate import evaluate
+from train.evaluate import Result, evaluate
 from train.inference import Network
 from train.trained import load_trained
 
@@ -57,7 +57,7 @@ def test_figures_are_those_of_the_runs_own_evaluation(run: Path, done: Path, dat
         dataset_dir, "val", trained.config.input.eval_transform(), batch_size=8, threads=1
     ) as batches:
         theirs = evaluate(network.logits, batches, World())
-    assert theirs is not None
+    assert isinstance(theirs, Result)
     mine = figures(done)
     assert (mine["top1"], mine["top5"]) == pytest.approx((theirs.top1, theirs.top5))
     assert mine["loss"] == pytest.approx(theirs.loss)

@@ -40,7 +40,7 @@ def test_a_head_that_starts_as_the_probe_gives_its_logits(arch: str) -> None:
     values = Extractor(net)(seen)
     labels = torch.arange(12) % 4
     probe = fit(Features(torch.arange(12), labels, values), 4)
-    assert probe.top1(Features(torch.arange(12), labels, values)) == 100.0
+    assert probe.score(Features(torch.arange(12), labels, values)) == 100.0
     assert start_head(net, probe, SIDE)
     with torch.no_grad():
         assert (net(seen) - probe(values)).abs().max() <= 1e-2 * probe(values).abs().max()

@@ -72,9 +72,20 @@ def write(
     }
     if has_matplotlib():
         writers[PICTURE] = lambda path: draw_confusion(found, path)
+    return write_files(folder, writers, about | found.as_dict())
+
+
+def write_files(
+    folder: Path, writers: dict[str, Callable[[Path], object]], figures: dict[str, Any]
+) -> list[Path]:
+    """Write files by name, and evaluation.json, over those of an earlier evaluation, and return their paths.
+
+    Raises:
+        FeedlineError: the disk does not take them.
+    """
     # Last, and the earlier one goes first: who finds figures may rely on it that the other files are of the same.
     writers[FIGURES] = lambda path: path.write_text(
-        json.dumps(about | found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         encoding="utf-8",
     )
     try:

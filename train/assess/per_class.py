@@ -52,7 +52,11 @@ def confusion_matrix(labels: Matrix, predicted: Matrix, classes: int) -> Matrix:
 
 def scores_by_class(matrix: Matrix) -> list[Scores]:
     """Scores of every class of a confusion matrix."""
-    hits, taken, support = np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1)
+    return scores_of(np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1))
+
+
+def scores_of(hits: Matrix, taken: Matrix, support: Matrix) -> list[Scores]:
+    """Scores out of counts, int64 [classes] each: samples of the class taken for it, taken for it, and of it."""
     columns = _divide(hits, taken), _divide(hits, support), _divide(2 * hits, taken + support)
     return [
         Scores(precision=float(p), recall=float(r), f1=float(f), support=int(n))

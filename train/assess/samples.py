@@ -92,7 +92,7 @@ def collect(
         progress(min(step * loader.batch_size * world.size, loader.num_samples))
     mine = _whole(ids, parts)
     samples = _in_order(world.gather(mine))
-    _require_finite(samples, loader)
+    require_finite(samples.ids, samples.losses, samples.probabilities, loader)
     return samples
 
 
@@ -120,15 +120,20 @@ def _in_order(ranks: list[Samples]) -> Samples:
     )
 
 
-def _require_finite(samples: Samples, loader: Loader) -> None:
-    if not len(samples):
+def require_finite(ids: Ints, losses: Floats, probabilities: Floats, loader: Loader) -> None:
+    """Refuse results that are none.
+
+    Raises:
+        FeedlineError: there are no samples, or the network's output is not finite.
+    """
+    if not len(ids):
         raise FeedlineError(
             f"no sample of split {loader.split.name!r} could be decoded; see the warnings above"
         )
-    broken = ~(np.isfinite(samples.losses) & np.isfinite(samples.probabilities).all(axis=1))
+    broken = ~(np.isfinite(losses) & np.isfinite(probabilities).all(axis=1))
     if broken.any():
-        first = loader.split.key(int(samples.ids[broken][0]))
+        first = loader.split.key(int(ids[broken][0]))
         raise FeedlineError(
-            f"the network's output is not finite for {broken.sum()} of {len(samples)} samples, the first with the key "
+            f"the network's output is not finite for {broken.sum()} of {len(ids)} samples, the first with the key "
             f"{first}; try --precision fp32, or an earlier --checkpoint"
         )

@@ -12,6 +12,7 @@ import torch
 from loader.show import save
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from shard.labels import label_text, require_single
 from train.commands.computing import with_decoding
 from train.commands.options import add_run, find_device, positive, require_folder, with_suffix
 from train.commands.outside import add_exif, lines, tell_sideways, with_exif
@@ -78,6 +79,7 @@ class _Job:
             search = Search(torch.cat(parts), options.top)
             sinks.append(search.add)
         if options.knn:
+            require_single(self.dataset.multi_label, "--knn", "leave it out")
             bank = Bank.of(self.features(options.knn))
             same = options.knn == self.split
             knn = KnnAccuracy(bank, len(self.dataset.classes), k=options.k, same_split=same)
@@ -157,7 +159,7 @@ class _Job:
         for name, ids, cosines in zip(names, found.ids.tolist(), found.cosines.tolist(), strict=True):
             print(f"{printable(name)}:")
             for rank, (i, cosine) in enumerate(zip(ids, cosines, strict=True), start=1):
-                of = self.dataset.classes[int(self.rows.label[i])]
+                of = label_text(self.rows.label_of(i), self.dataset.classes)
                 print(f"  {rank:>3}  cosine {cosine:.4f}  id {i}  key {self.rows.key(i)}  {of}")
         title = f"{self.trained.root}, layer {self.options.layer}: nearest in {self.dataset.root}, split {self.split}"
         captions = [printable(Path(name).name) for name in names]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loader import Loader
 from shard.dataset import Dataset, Split, read_sources
 from shard.errors import FeedlineError
-from train.assess import Evaluation, Samples, collect, summarize
+from shard.labels import require_single
+from train.assess import Samples, collect, multi_label, summarize
 from train.assess.agreement import label_numbers
 from train.assess.evaluation import shorter_sides
 from train.assess.files import PICTURE, require_writable, write
@@ -22,13 +24,15 @@ from train.commands.computing import add_computing, with_decoding
 from train.commands.options import add_run, not_negative, require_folder
 from train.distributed import World, connect, env_rank
 from train.inference import Network
+from train.labels import require_alike
 from train.progress import Progress
 from train.run_folder import RunFolder
 from train.trained import Trained, load_trained
 
 _DESCRIPTION = """Judge a trained network on a split: accuracy with its interval, loss, calibration, scores by class,
-the classes it confuses, and every sample's prediction. Weights, precision, transform and mirrored images are those that
-the run judged itself by. The same under torchrun, with the same figures. docs/after.md explains them."""
+the classes it confuses, and every sample's prediction; of multi-label runs average precision and scores by class.
+Weights, precision, transform and mirrored images are those that the run judged itself by. The same under torchrun, with
+the same figures. docs/after.md explains them."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,8 +44,10 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     trained = load_trained(require_folder(options.run), options.checkpoint, weights=options.weights)
     trained = with_decoding(trained, options)
+    require_single(trained.multi_label and options.real is not None, "--real", "leave it out")
     other = OtherLabels(options.real, trained.classes) if options.real is not None else None
     dataset = trained.dataset(options.data)
+    require_alike(trained.multi_label, dataset, trained.checkpoint)
     name = trained.split_of(dataset, options.split)
     split = dataset.split(name)
     numbers = label_numbers(trained.classes, dataset.classes, trained.checkpoint, dataset.root)
@@ -55,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
             connected = world.size > 1
             network = Network(trained, world.device, precision=options.precision, flip_tta=options.flip_tta)
             with _loader(trained, dataset, name, options, world) as loader:
-                samples = collect(
+                gather = multi_label.collect if trained.multi_label else collect
+                samples = gather(
                     network.logits, loader, world, labels=numbers, progress=_progress(loader, world)
                 )
             if world.is_main:
@@ -102,28 +109,39 @@ def _progress(loader: Loader, world: World) -> Any:
 
 
 def _finish(
-    samples: Samples, split: Split, other: OtherLabels | None, about: dict[str, Any], folder: Path
+    samples: Samples | multi_label.MultiLabelSamples,
+    split: Split,
+    other: OtherLabels | None,
+    about: dict[str, Any],
+    folder: Path,
 ) -> None:
     """Compute, print and write."""
     sources = read_sources(split.root).to_pylist()
-    found: Evaluation = summarize(
-        samples,
-        about.pop("classes"),
-        shorter_side=shorter_sides(split, samples),
-        undecoded=len(split) - len(samples),
-        seed=about["seed"],
-        other=other.compare(samples, sources) if other is not None else None,
-    )
+    classes, undecoded, seed = about.pop("classes"), len(split) - len(samples), about["seed"]
+    if isinstance(samples, Samples):
+        single = summarize(
+            samples,
+            classes,
+            shorter_side=shorter_sides(split, samples),
+            undecoded=undecoded,
+            seed=seed,
+            other=other.compare(samples, sources) if other is not None else None,
+        )
+        text = report(single)
+        files = partial(write, folder, single, about, samples, split, sources)
+    else:
+        several = multi_label.summarize(samples, classes, undecoded=undecoded, seed=seed)
+        text = multi_label.report(several)
+        files = partial(multi_label.write, folder, several, about, samples, split, sources)
     weights = "averaged weights" if about["averaged"] else "weights"
     mirrored = ", with mirror images" if about["flip_tta"] else ""
     print(
         f"{about['checkpoint']} ({weights} after epoch {about['epoch']}) on split {about['split']!r} of "
-        f"{about['data']}, {about['precision']}{mirrored}\n\n{report(found)}",
+        f"{about['data']}, {about['precision']}{mirrored}\n\n{text}",
         flush=True,  # whatever becomes of the files
     )
-    paths = write(folder, found, about, samples, split, sources)
-    print(f"{folder}: {', '.join(path.name for path in paths)}")
-    if not has_matplotlib():
+    print(f"{folder}: {', '.join(path.name for path in files())}")
+    if isinstance(samples, Samples) and not has_matplotlib():
         print(f"{PICTURE} is left out: it needs matplotlib: pip install 'feedline[plot]'", file=sys.stderr)
 
 

@@ -127,9 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--study", type=Path, metavar="DIR", help="study folder (default: sweeps/RECIPE)")
     add(
         "--metric",
-        choices=("top1", "top5", "loss"),
+        choices=("top1", "top5", "map", "loss"),
         default="top1",
-        help="of the evaluation after each epoch; a trial counts by its best one (default: top1)",
+        help="of the evaluation after each epoch; a trial counts by its best one (default: top1; multi-label datasets "
+        "have map)",
     )
     add(
         "--prune",

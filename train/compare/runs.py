@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from shard.errors import FeedlineError
+from shard.labels import require_single
 from train import checkpoint
 from train.config import Config, flat, load
 from train.flops import forward_flops
@@ -72,7 +73,7 @@ def read_runs(roots: Sequence[Path]) -> list[Run]:
         roots: their folders.
 
     Raises:
-        FeedlineError: one is no run folder, or is there twice.
+        FeedlineError: one is no run folder, is there twice, or is of a multi-label dataset.
     """
     resolved = [root.resolve() for root in roots]
     for at, root in enumerate(roots):
@@ -110,6 +111,8 @@ def _read(root: Path, name: str) -> Run:
     best = checkpoint.load(folder.best) if folder.best.exists() else None
     # Of a finished run the summary tells how far it came.
     newest = checkpoint.load(folder.last) if folder.last.exists() and not (summary and best) else best
+    several = bool((best or newest or {}).get("multi_label"))
+    require_single(several, f"comparing {root}", "best_map in its summary.json tells how good it is")
     lines = [line for line in read_lines(folder.metrics) if line.get("kind") == "train"]
     evaluation = best["last_eval"] if best is not None else {}
     averaged = "ema_top1" in evaluation

@@ -23,9 +23,9 @@ def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
         interpolation), exif (apply: photos are turned upright as their camera noted, strip: they are not), limits
         (object: max_side, short_side to which larger images are reduced first, or null), mean, std (lists, for pixels
         in 0 … 1), own_arch (whether train.models has it and not timm), model_args (text as in --model-args), blurpool,
-        head (linear or mlp), head_hidden, activation (what turns logits into probabilities), input, output, run,
-        checkpoint, epoch, averaged, top1 (percent or null), flip_tta (whether the run's top1 is the mean over mirror
-        images).
+        head (linear or mlp), head_hidden, activation (what turns logits into probabilities: softmax, or sigmoid of a
+        multi-label run), input, output, run, checkpoint, epoch, averaged, top1 (percent or null), map (the same of a
+        multi-label run, which has no top1; else absent), flip_tta (whether top1 is the mean over mirror images).
     """
     config = trained.config
     mean, std = statistics(config.model)
@@ -51,7 +51,7 @@ def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
         "limits": json.dumps(limits),
         "mean": json.dumps(mean),
         "std": json.dumps(std),
-        "activation": "softmax",  # of single-label runs, whatever their loss
+        "activation": "sigmoid" if trained.multi_label else "softmax",  # whatever the loss was
         "input": f"images: uint8 [N, {side}, {side}, 3], red, green, blue",
         "output": f"logits: float32 [N, {len(trained.classes)}]",
         "run": trained.root.resolve().name,
@@ -59,6 +59,7 @@ def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
         "epoch": json.dumps(trained.epoch),
         "averaged": json.dumps(trained.averaged),
         "top1": json.dumps(trained.top1),
+        **({"map": json.dumps(trained.map)} if trained.multi_label else {}),
         "flip_tta": json.dumps(config.evaluation.flip_tta),
     }
 

@@ -21,6 +21,7 @@ from train.arguments import parse_arguments
 from train.trained import Trained
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_OF_THE_RUN = ("feedline", "run", "checkpoint", "epoch", "averaged", "top1", "map", "activation")
 # What timm knows of an architecture, whatever weights are in it.
 _OF_THE_ARCH = ("first_conv", "classifier", "pool_size", "fixed_input_size")
 
@@ -99,7 +100,7 @@ def _config(trained: Trained, about: dict[str, str]) -> dict[str, Any]:
             "std": json.loads(about["std"]),
             **{key: known[key] for key in _OF_THE_ARCH if key in known},
         },
-        "feedline": {
-            key: about[key] for key in ("feedline", "run", "checkpoint", "epoch", "averaged", "top1")
-        },
+        # As transformers calls it; it makes sigmoid the activation.
+        **({"problem_type": "multi_label_classification"} if trained.multi_label else {}),
+        "feedline": {key: about[key] for key in _OF_THE_RUN if key in about},
     }

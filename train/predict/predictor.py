@@ -11,7 +11,7 @@ from types import TracebackType
 
 from loader.threads import ThreadPool
 from shard.image import Checked
-from train.inference import Network, top_classes
+from train.inference import Network
 from train.predict.images import Bad, Given, is_sideways, load_image
 from train.predict.pixels import Pixels
 from train.trained import Trained
@@ -69,7 +69,7 @@ class Predictor:
             return []
         decoded = self._pixels(images)
         rows_there = decoded.images if filled else decoded.images[: len(images)]
-        probabilities, labels = top_classes(self._network.logits(rows_there), self._top)
+        probabilities, labels = self._network.likeliest(rows_there, self._top)
         rows = zip(names, images, labels.tolist(), probabilities.tolist(), strict=False)  # the rest is black
         return [
             Bad(name, decoded.bad[row]) if row in decoded.bad else self._prediction(name, image, best, shares)

@@ -21,6 +21,18 @@ _PHASES = {
     "checkpoint": "checkpoints",
 }
 
+_SCORES = {
+    "top1": (
+        "Accuracy",
+        "Share of images of the evaluation split whose class was named right, after every epoch.",
+    ),
+    "map": (
+        "Mean average precision",
+        "How well the images of a class are ranked before all others, mean over the classes, after every epoch; 100 % "
+        "is without mistake.",
+    ),
+}
+
 
 def curves(record: Record) -> list[Plot]:
     """Loss, accuracy and learning rate over the epochs."""
@@ -39,14 +51,14 @@ def curves(record: Record) -> list[Plot]:
             "labels, so that its loss there may well be the higher one.",
         ),
         plot(
-            "Accuracy",
+            _SCORES[record.metric][0],
             [
-                Series("validation", _points(held_out, "top1", at), 1),
-                Series(averaged, _points(held_out, "ema_top1", at), 2),
+                Series("validation", _points(held_out, record.metric, at), 1),
+                Series(averaged, _points(held_out, f"ema_{record.metric}", at), 2),
             ],
             x_label=_x_label(record),
             unit=" %",
-            note="Share of images of the evaluation split whose class was named right, after every epoch.",
+            note=_SCORES[record.metric][1],
         ),
         plot(
             "Learning rate",
@@ -182,51 +194,6 @@ def calibration(judged: Judged) -> Calibration:
         f"On average it is {sure:.1f} % sure, and right {right:.1f} % of the time: {verdict} on the whole. Bin by bin "
         f"both differ by {100 * judged.figures['ece']:.1f} points (expected calibration error).",
     )
-
-
-def by_class(judged: Judged, names: Sequence[str]) -> Table:
-    """Scores of every class."""
-    taken = {}
-    for label, row in enumerate(judged.matrix):
-        others = row.copy()
-        others[label] = 0
-        if others.any():
-            taken[label] = int(others.argmax())
-    own = list(names) != judged.classes  # then the dataset's own names are needed, too
-    rows = [
-        [
-            Cell(names[label]),
-            *(_percent(scores[key]) for key in ("precision", "recall", "f1")),
-            Cell(f"{scores['support']:,}", float(scores["support"])),
-            Cell(names[taken[label]] if label in taken else ""),
-            *([Cell(name)] if own else []),
-        ]
-        for label, (name, scores) in enumerate(judged.figures["classes"].items())
-    ]
-    columns = [
-        Column("class", False),
-        *(Column(head, True) for head in ("precision", "recall", "F1", "images")),
-        Column("most often taken for", False),
-        *([Column("name in the dataset", False)] if own else []),
-    ]
-    return Table(f"Scores of {len(rows):,} classes", columns, rows)
-
-
-def averages(judged: Judged) -> Table:
-    """Scores averaged over the classes."""
-    rows = [
-        [Cell(name), *(_percent(scores[key]) for key in ("precision", "recall", "f1"))]
-        for name, scores in judged.figures["averages"].items()
-    ]
-    return Table(
-        "Averages over the classes",
-        [Column("average", False), *(Column(head, True) for head in ("precision", "recall", "F1"))],
-        rows,
-    )
-
-
-def _percent(share: float) -> Cell:
-    return Cell(f"{100 * share:.1f} %", share)
 
 
 def settings(record: Record) -> Table:

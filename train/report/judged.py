@@ -52,14 +52,14 @@ class Judged:
         folder: of its files.
         figures: evaluation.json.
         classes: class names by label.
-        matrix: int64 [classes, classes], true × predicted.
+        matrix: int64 [classes, classes], true × predicted; None of a multi-label run, as there are no mistakes.
         mistakes: the worst, first those whose label had the least probability.
     """
 
     folder: Path
     figures: dict[str, Any]
     classes: list[str]
-    matrix: Matrix
+    matrix: Matrix | None
     mistakes: list[Mistake]
 
 
@@ -98,6 +98,10 @@ def read_judged(folder: Path, most: int) -> Judged:
         FeedlineError: it is incomplete or damaged.
     """
     figures = _read_figures(folder / FIGURES)
+    if figures.get("multi_label"):
+        return Judged(
+            folder=folder, figures=figures, classes=list(figures["classes"]), matrix=None, mistakes=[]
+        )
     try:
         matrix: Matrix = np.load(folder / MATRIX, allow_pickle=False)
         table = pq.read_table(pa.BufferReader((folder / PREDICTIONS).read_bytes()), use_threads=False)

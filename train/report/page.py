@@ -7,7 +7,7 @@ import datetime
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.page import template
-from train.report import figures
+from train.report import class_tables, figures
 from train.report.confusion import heat_map
 from train.report.headline import facts, headline
 from train.report.judged import Judged, class_names
@@ -47,11 +47,12 @@ def page(record: Record, judged: Judged | None, dataset: Dataset | None, notes: 
         phases=figures.phases(record),
         judged=judged,
         names=names,
-        heat=heat_map(judged.matrix, names) if judged else None,
-        calibration=figures.calibration(judged) if judged else None,
-        sizes=figures.sizes(judged) if judged else None,
-        classes=figures.by_class(judged, names) if judged else None,
-        averages=figures.averages(judged) if judged else None,
+        # Of a multi-label run there is no confusion and no single confidence.
+        heat=heat_map(judged.matrix, names) if judged and judged.matrix is not None else None,
+        calibration=figures.calibration(judged) if judged and judged.matrix is not None else None,
+        sizes=figures.sizes(judged) if judged and judged.matrix is not None else None,
+        classes=class_tables.by_class(judged, names) if judged else None,
+        averages=class_tables.averages(judged) if judged else None,
         pictures=pictures,
         history=figures.history(record),
         bad=figures.bad_samples(record),

@@ -13,6 +13,7 @@ from shard.errors import FeedlineError
 from train import summary
 from train.assess.figures import bootstrap_interval
 from train.config import Config, load
+from train.evaluate import metric_of
 from train.metrics import read_lines
 from train.run_folder import RunFolder
 
@@ -42,14 +43,19 @@ class Record:
     history: list[Line]
 
     @property
+    def metric(self) -> str:
+        """What decides which evaluation is the best: a name of `train.evaluate.METRICS`."""
+        return metric_of(self.evaluations[0] if self.evaluations else {})
+
+    @property
     def judged(self) -> str:
         """Prefix of the figures that decide which evaluation is the best: those of averaged weights where there are."""
-        return "ema_" if any("ema_top1" in line for line in self.evaluations) else ""
+        return "ema_" if any(f"ema_{self.metric}" in line for line in self.evaluations) else ""
 
     @property
     def best(self) -> Line | None:
         """Line of the best evaluation, the first of equal ones."""
-        return max(self.evaluations, key=lambda line: line[f"{self.judged}top1"], default=None)
+        return max(self.evaluations, key=lambda line: line[f"{self.judged}{self.metric}"], default=None)
 
     @property
     def steps_per_epoch(self) -> float | None:
@@ -79,7 +85,7 @@ def read_record(root: Path) -> Record:
         config=load(folder.config),
         train=kinds["train"],
         evaluations=kinds["eval"],
-        before=before if before.get("top1") else {},
+        before=before if before.get(metric_of(before)) else {},
         summary=summary.read(folder.summary),
         history=read_lines(folder.history),
     )

@@ -215,6 +215,7 @@ def _describe(trained: Trained, names: tuple[str, ...]) -> dict[str, Any]:
         "checkpoint": trained.checkpoint.name,
         "epoch": trained.epoch,
         "top1": trained.top1,
+        **({"map": trained.map, "multi_label": True} if trained.multi_label else {}),
         "input": {
             "size": given.eval_size,
             "resize": given.eval_resize,

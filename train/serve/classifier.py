@@ -9,7 +9,7 @@ import torch
 
 from shard.errors import FeedlineError
 from shard.image import MAX_PIXELS, BadImageError, NotAnImageError, TooManyPixelsError, size_of
-from train.inference import Network, top_classes
+from train.inference import Network
 from train.predict import Bad, Given, Pixels, load_image
 from train.predict.images import is_sideways
 from train.serve.refused import RefusedError
@@ -102,7 +102,7 @@ class Classifier:
     def run(self, batch: Sequence[Input]) -> list[Answer]:
         """Answers of a batch; from one thread."""
         images = torch.stack([one.pixels for one in batch]).to(self._network.device)
-        probabilities, labels = top_classes(self._network.logits(images), max(one.top for one in batch))
+        probabilities, labels = self._network.likeliest(images, max(one.top for one in batch))
         self._on_batch(len(batch))
         rows = zip(batch, labels.tolist(), probabilities.tolist(), strict=True)
         return [Answer(best[: one.top], shares[: one.top], one.sideways) for one, best, shares in rows]

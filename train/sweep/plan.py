@@ -11,14 +11,15 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.cli import UsageError, flag_names, parse
 from train.config import Config, differences, from_dict, to_dict
+from train.labels import fitted
 from train.plan import check
 from train.settle import settled
 from train.sweep.space import Dimension, Value, parse_search, require_free
 from train.whole import whole
 
-Metric = Literal["top1", "top5", "loss"]
+Metric = Literal["top1", "top5", "map", "loss"]
 Prune = Literal["median", "halving", "none"]
-UNITS: dict[Metric, str] = {"top1": "top-1 %", "top5": "top-5 %", "loss": "loss"}
+UNITS: dict[Metric, str] = {"top1": "top-1 %", "top5": "top-5 %", "map": "mAP %", "loss": "loss"}
 FORMAT = 1
 _MINE = (
     "run-dir",
@@ -98,12 +99,21 @@ def check_plan(plan: Plan) -> Checked:
             config = options.settings
             assert config.data is not None  # parse() sees to it
             dataset = Dataset.open(config.data)
+            config = fitted(config, dataset, options.given)
             check(settled(config, None, options.given), dataset)
         except (UsageError, FeedlineError) as error:
             searched = " ".join(flags[len(plan.flags) :])
             raise FeedlineError(f"a trial could not run, with {searched}: {error}") from error
         configs.append(config)
+    _require_metric(plan.metric, dataset)
     return Checked(plan=plan, config=configs[0], fingerprint=dataset.fingerprint)
+
+
+def _require_metric(metric: Metric, dataset: Dataset) -> None:
+    there = ("map", "loss") if dataset.multi_label else ("top1", "top5", "loss")
+    if metric not in there:
+        kind = "multi-label" if dataset.multi_label else "not multi-label"
+        raise FeedlineError(f"--metric is {metric}, but {dataset.root} is {kind}; use {' or '.join(there)}")
 
 
 def save_plan(checked: Checked, path: Path) -> None:
