@@ -34,10 +34,12 @@ class LongEpochs(Dataset):
         split = Dataset.split(self, name)
         if self.times == 1:
             return split
-        repeated: dict[str, Any] = {
-            column: np.tile(getattr(split, column), self.times)
-            for column in ("shard", "offset", "size", "label", "width", "height", "crc32")
-        }
+        columns = ["shard", "offset", "size", "width", "height", "crc32"]
+        if split.lists is None:
+            columns.append("single")
+        repeated: dict[str, Any] = {column: np.tile(getattr(split, column), self.times) for column in columns}
+        if split.lists is not None:
+            repeated["lists"] = split.lists.repeated(self.times)
         keys = pa.chunked_array(split.keys.chunks * self.times)
         return dataclasses.replace(split, keys=keys, **repeated)
 

@@ -115,6 +115,12 @@ class LabelLists:
         found: list[int] = self.values[self.starts[i] : self.starts[i + 1]].tolist()
         return found
 
+    def repeated(self, times: int) -> LabelLists:
+        """All samples `times` times, one round after the other."""
+        lengths = np.tile(np.diff(self.starts), times)
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return LabelLists(starts, np.tile(self.values, times), self.classes)
+
     def multi_hot(self, ids: Ints) -> npt.NDArray[np.float32]:
         """1 for each class of each sample, else 0: float32 [n, classes] of the samples `ids` [n]."""
         of, places = self.pairs(ids)

@@ -200,6 +200,8 @@ def test_multi_hot_follows_the_ids() -> None:
     found = lists.multi_hot(np.array([2, 0, 1, 0]))
     np.testing.assert_array_equal(found, [[0, 1, 0], [1, 0, 1], [0, 0, 0], [1, 0, 1]])
     assert found.dtype == np.float32
+    again = lists.repeated(2)
+    assert [again[i] for i in range(len(again))] == [[2, 0], [], [1]] * 2
     with pytest.raises(ValueError, match="outside"):
         LabelLists.of(pa.chunked_array([[[3]]], LISTS), 3)
 
