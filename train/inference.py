@@ -54,11 +54,7 @@ class Network:
 
     def likeliest(self, images: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `top_classes`, of uint8 images [B, H, W, 3]; of a multi-label run each class has its own probability."""
-        logits = self.logits(images)
-        if not self._multi_label:
-            return top_classes(logits, count)
-        found = logits.sigmoid().topk(min(count, logits.shape[1]), dim=1)
-        return found.values, found.indices
+        return top_classes(self.logits(images), count, multi_label=self._multi_label)
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         dtype = autocast_dtype(self.precision)
@@ -67,11 +63,14 @@ class Network:
         return logits
 
 
-def top_classes(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def top_classes(
+    logits: torch.Tensor, count: int, *, multi_label: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` likeliest classes, all where there are fewer: probabilities float32 [B, k], labels int64 [B, k].
 
     By their logits, as training evaluates: probabilities that differ by less than they can say, or are all 0 beside a
     sure one, tell no order.
     """
     best = logits.topk(min(count, logits.shape[1]), dim=1).indices
-    return logits.softmax(1).gather(1, best), best
+    probabilities = logits.sigmoid() if multi_label else logits.softmax(1)
+    return probabilities.gather(1, best), best

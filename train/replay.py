@@ -75,7 +75,8 @@ def write(batch: Batch, blamed: list[int], classes: tuple[str, ...], out: Path) 
         batch.images, label_lists(batch.labels), batch.ids.tolist(), strict=True
     ):
         if sample in blamed:
-            path = out / f"{sample}-{label_text(label, classes).replace('/', '_')}.png"
+            name = label_text(label, classes).replace("/", "_")[:60]  # a file's name has room for 255 bytes
+            path = out / f"{sample}-{name}.png"
             Image.fromarray(pixels.numpy()).save(path)
             paths.append(path)
     return paths

@@ -93,10 +93,16 @@ def _row(path: Path, line: int, values: object, multi_label: bool) -> Row:
 
 def _names(path: Path, line: int, label: object) -> tuple[str, ...]:
     """Labels of a multi-label sample."""
-    text = "" if isinstance(label, list) else str(label).strip()
-    given = label if isinstance(label, list) else text.split(SEPARATOR) if text else []
+    if isinstance(label, str):
+        given = label.split(SEPARATOR) if label.strip() else []
+    else:
+        given = label if isinstance(label, list) else [label]
     names = tuple(str(one).strip() for one in given)
-    if not all(names) or len(set(names)) < len(names) or any(isinstance(one, list | dict) for one in given):
+    if (
+        not all(names)
+        or len(set(names)) < len(names)
+        or any(isinstance(one, list | dict | None) for one in given)
+    ):
         raise FeedlineError(
             f"{path}, line {line}: label is {label!r}, with an empty name, one that is there twice, or what is no "
             f"name; write each class once, as in red{SEPARATOR}left"

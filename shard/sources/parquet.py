@@ -48,9 +48,7 @@ def columns(schema: pa.Schema, url: str, multi_label: bool = False) -> Columns:
         f.name for f in schema if _holds_bytes(f)
     ]
     if multi_label:
-        labels = [
-            f.name for f in schema if pa.types.is_list(f.type) and pa.types.is_integer(f.type.value_type)
-        ]
+        labels = [f.name for f in schema if _holds_labels(f)]
     else:
         labels = [f.name for f in schema if kinds.get(f.name) == "ClassLabel"] or [
             f.name for f in schema if pa.types.is_integer(f.type)
@@ -148,6 +146,12 @@ def _sorted(labels: list[int | None], where: str) -> list[int]:
             f"{where}: its labels {labels} have one twice or an empty one; write each class once"
         )
     return found
+
+
+def _holds_labels(column: pa.Field) -> bool:
+    """Whether its values are lists of whole numbers, in whichever of Arrow's kinds of lists."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(kind(column.type) for kind in kinds) and pa.types.is_integer(column.type.value_type)
 
 
 def _holds_bytes(column: pa.Field) -> bool:

@@ -14,6 +14,7 @@ from shard.dataset import Dataset, read_sources
 from shard.errors import FeedlineError
 from shard.labels import LISTS, LabelLists, cls_text, parse_cls
 from shard.sources import open_source
+from shard.sources.parquet import columns
 from shard.synth import render
 from tests.shard.test_build import digests
 
@@ -102,6 +103,13 @@ def test_json_lines_and_parquet_give_the_same(source: Path, packed: Path, tmp_pa
     assert {k.split("-")[-1]: v for k, v in labels(tmp_path / "parquet").items()} == NUMBERS
 
 
+@pytest.mark.parametrize("kind", [pa.large_list(pa.int32()), pa.list_(pa.int64(), 2)], ids=str)
+def test_lists_of_every_kind_are_labels(kind: pa.DataType) -> None:
+    """Polars writes large ones."""
+    schema = pa.schema([("image", pa.binary()), ("label", kind)])
+    assert columns(schema, "x.parquet", multi_label=True).label == "label"
+
+
 def test_a_share_of_all_images_is_held_out(source: Path, tmp_path: Path) -> None:
     command = ["build", str(source / "list.csv"), str(tmp_path / "data"), "--multi-label", "--workers", "1"]
     assert main([*command, "--val", "34%"]) == 0
@@ -125,8 +133,9 @@ def test_cells_that_cannot_be_read(source: Path, tmp_path: Path, cell: str, mess
         open_source(str(tmp_path / "list.csv"), classes=tmp_path / "names.txt", multi_label=True)
 
 
-def test_names_of_a_list_are_texts(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.jsonl").write_text(json.dumps({"path": str(source / "a.jpg"), "label": [["red"]]}))
+@pytest.mark.parametrize("label", [[["red"]], {"red": 1}, ["red", None]])
+def test_names_of_a_list_are_texts(source: Path, tmp_path: Path, label: object) -> None:
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": str(source / "a.jpg"), "label": label}))
     with pytest.raises(FeedlineError, match="what is no name;"):
         open_source(str(tmp_path / "list.jsonl"), multi_label=True)
 

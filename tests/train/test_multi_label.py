@@ -140,6 +140,8 @@ def test_a_broken_batch_is_shown_by_all_its_classes(tmp_path: Path) -> None:
     batch = Batch(images, labels, ids, torch.ones(3, dtype=torch.bool), 3)
     found = write(batch, [7, 8], CLASSES, tmp_path)
     assert [path.name for path in found] == ["7-ant+cat.png", "8-no class.png"]
+    many = tuple("ä" * 99 + letter for letter in "abc")  # file names end at 255 bytes
+    assert all(path.exists() for path in write(batch, [7, 9], many, tmp_path))
 
 
 class Several:

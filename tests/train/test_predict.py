@@ -254,6 +254,9 @@ def test_order_is_that_of_the_logits() -> None:
     probabilities, labels = top_classes(logits, 5)
     assert labels.tolist() == [[3, 39, 38, 37, 36]]
     assert probabilities.tolist() == [[1, 0, 0, 0, 0]]
+    probabilities, labels = top_classes(logits, 5, multi_label=True)
+    assert labels.tolist() == [[3, 39, 38, 37, 36]]
+    assert probabilities.tolist() == [[1, 1, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
