@@ -93,16 +93,13 @@ def _row(path: Path, line: int, values: object, multi_label: bool) -> Row:
 
 def _names(path: Path, line: int, label: object) -> tuple[str, ...]:
     """Labels of a multi-label sample."""
+    given: list[object]
     if isinstance(label, str):
-        given = label.split(SEPARATOR) if label.strip() else []
+        given = [*label.split(SEPARATOR)] if label.strip() else []
     else:
         given = label if isinstance(label, list) else [label]
-    names = tuple(str(one).strip() for one in given)
-    if (
-        not all(names)
-        or len(set(names)) < len(names)
-        or any(isinstance(one, list | dict | None) for one in given)
-    ):
+    names = tuple("" if isinstance(one, list | dict | None) else str(one).strip() for one in given)
+    if not all(names) or len(set(names)) < len(names):
         raise FeedlineError(
             f"{path}, line {line}: label is {label!r}, with an empty name, one that is there twice, or what is no "
             f"name; write each class once, as in red{SEPARATOR}left"
