@@ -93,7 +93,8 @@ class MultiLabelTally:
         """Take in a batch; logits float32 [B, classes]."""
         losses = binary_losses(logits, batch.labels)
         self._loss += torch.where(batch.valid, losses, 0).double().sum()
-        self._parts.append((logits.sigmoid(), batch.labels > 0, batch.valid))
+        # Logits, not probabilities: of sure ones many are the same number, and tell no order.
+        self._parts.append((logits, batch.labels > 0, batch.valid))
 
     def result(self) -> MultiLabelResult:
         """The same on every rank. Collective."""

@@ -25,10 +25,11 @@ from train.assess.multi_label import (
     report,
     summarize,
 )
+from train.distributed import World
 from train.features import Features
 from train.labels import fitted
 from train.losses import LossConfig, sample_losses
-from train.multi_label import average_precision, average_precisions, label_lists
+from train.multi_label import MultiLabelTally, average_precision, average_precisions, label_lists
 from train.probe import fit
 from train.recipes import recipe
 from train.replay import write
@@ -44,7 +45,8 @@ CLASSES = ("ant", "bee", "cat")
 
 def six() -> MultiLabelEvaluation:
     losses = np.arange(6, dtype=np.float32)
-    samples = MultiLabelSamples(ids=np.arange(6), targets=TARGETS, probabilities=SHARES, losses=losses)
+    logits = torch.from_numpy(SHARES).logit().numpy()
+    samples = MultiLabelSamples(ids=np.arange(6), targets=TARGETS, logits=logits, losses=losses)
     return summarize(samples, CLASSES, undecoded=1, seed=3)
 
 
@@ -63,6 +65,21 @@ def test_six_samples_by_hand() -> None:
     assert "mAP 57.41 %, micro-F1 66.67 %" in text
     assert "samples average" in text
     assert "1 of 3 classes have no sample here" in text
+
+
+def test_sure_samples_are_ranked_by_their_logits() -> None:
+    """Their probabilities are all 1 in float32, and would tell no order."""
+    logits = torch.tensor([[20.0], [30], [40], [50]])
+    targets = torch.tensor([[0.0], [0], [1], [1]])
+    tally = MultiLabelTally(World())
+    images, ids = torch.zeros(4, 1, 1, 3, dtype=torch.uint8), torch.arange(4)
+    tally.add(logits, Batch(images, targets, ids, torch.ones(4, dtype=torch.bool), 4))
+    assert tally.result().map == 100
+    losses = np.zeros(4, np.float32)
+    samples = MultiLabelSamples(
+        ids=ids.numpy(), targets=targets.numpy() > 0, logits=logits.numpy(), losses=losses
+    )
+    assert summarize(samples, ("ant",)).map == 100
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.sampled_from([2, 5, 1000]))

@@ -34,18 +34,24 @@ class MultiLabelSamples:
     Attributes:
         ids: int64 [N], row numbers in the split's index; strictly rising.
         targets: bool [N, C], whether a sample is of a class, as the network numbers its classes.
-        probabilities: float32 [N, C], of the classes.
+        logits: float32 [N, C], of the classes.
         losses: float32 [N], mean binary cross-entropy over the classes.
     """
 
     ids: npt.NDArray[np.int64]
     targets: Bools
-    probabilities: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
     losses: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         """Return N."""
         return len(self.ids)
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float32]:
+        """Of the classes: float32 [N, C]."""
+        found: npt.NDArray[np.float32] = torch.from_numpy(self.logits).sigmoid().numpy()
+        return found
 
     @property
     def predicted(self) -> Bools:
@@ -69,7 +75,7 @@ def collect(
     for step, batch in enumerate(loader, start=1):
         targets = batch.labels if order is None else batch.labels[:, order]
         output = logits(batch.images)
-        parts.append((targets > 0, output.sigmoid(), binary_losses(output, targets)))
+        parts.append((targets > 0, output, binary_losses(output, targets)))
         ids.append(batch.ids)
         progress(min(step * loader.batch_size * world.size, loader.num_samples))
     columns = [
@@ -83,10 +89,10 @@ def collect(
     found = MultiLabelSamples(
         ids=every[0][by_id],
         targets=every[1][by_id],
-        probabilities=every[2][by_id],
+        logits=every[2][by_id],
         losses=every[3][by_id],
     )
-    require_finite(found.ids, found.losses, found.probabilities, loader)
+    require_finite(found.ids, found.losses, found.logits, loader)
     return found
 
 
@@ -143,7 +149,7 @@ def summarize(
         seed: of the bootstrap.
     """
     targets, predicted = samples.targets, samples.predicted
-    precisions = average_precisions(targets, samples.probabilities)
+    precisions = average_precisions(targets, samples.logits)
     each = scores_of((targets & predicted).sum(0), predicted.sum(0), targets.sum(0))
     means = averages(targets, predicted)
     return MultiLabelEvaluation(

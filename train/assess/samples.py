@@ -120,7 +120,7 @@ def _in_order(ranks: list[Samples]) -> Samples:
     )
 
 
-def require_finite(ids: Ints, losses: Floats, probabilities: Floats, loader: Loader) -> None:
+def require_finite(ids: Ints, losses: Floats, outputs: Floats, loader: Loader) -> None:
     """Refuse results that are none.
 
     Raises:
@@ -130,7 +130,7 @@ def require_finite(ids: Ints, losses: Floats, probabilities: Floats, loader: Loa
         raise FeedlineError(
             f"no sample of split {loader.split.name!r} could be decoded; see the warnings above"
         )
-    broken = ~(np.isfinite(losses) & np.isfinite(probabilities).all(axis=1))
+    broken = ~(np.isfinite(losses) & np.isfinite(outputs).all(axis=1))
     if broken.any():
         first = loader.split.key(int(ids[broken][0]))
         raise FeedlineError(
