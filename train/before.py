@@ -136,7 +136,7 @@ def _parts(
     judged: bool,
     stopping: Callable[[], bool],
 ) -> list[Features]:
-    """Features of the training split, and where it is judged of the evaluation split; none if given up or not to be had.
+    """Features of the training split, and where it is judged of the evaluation split; none if given up or out of reach.
 
     Raises:
         FeedlineError: as `measure`.
