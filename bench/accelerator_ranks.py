@@ -198,7 +198,8 @@ def _serve(pipe: Connection, feeding: Feeding, rank: int, shared: _Shared) -> No
             shared.barrier.abort()
             kind = "" if isinstance(error, FeedlineError) else f"{type(error).__name__}: "
             answer = (f"{kind}{error}", None)
-        pipe.send(answer)
+        with suppress(BrokenPipeError):  # another rank failed, and the parent waits for nobody any more
+            pipe.send(answer)
     if loader is not None:
         loader.close()
 

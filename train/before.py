@@ -75,55 +75,89 @@ def measure(
         FeedlineError: the network gives no features; or a split has no sample that can be decoded.
     """
     began = time.perf_counter()
-    score: dict[str, float] = {}
-    found: dict[str, Any] = {
-        "map" if dataset.multi_label else "top1": score,
-        "samples": 0,
-        "train_samples": 0,
-    }
-    if not how and not starts_head:
-        return {}
     if "head" in how:
         result = evaluate()
         if result is None:
             return {}
-        score["head"], found["samples"] = result.score, result.samples
-    else:
-        if not hasattr(step.net.model, "forward_head"):
-            if not how:
-                _tell_random(config, world)
-                return {}
-            raise FeedlineError(
-                f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would "
-                "give features; use --before none"
-            )
-        step.net.eval()
-        parts = []
-        splits = ((config.input.train_split, MOST_TRAIN), (config.input.eval_split, MOST_EVAL))
-        for split, most in splits if how else splits[:1]:  # for the head alone nothing is judged
-            part = _features(step, config, dataset, split, most, world, stopping)
-            if part is None:
-                return {}
-            parts.append(part)
-        train, held_out = parts[0], parts[-1]
-        classes = len(dataset.classes)
-        judged = len(held_out.labels) if how else 0
-        found |= {"samples": judged, "train_samples": len(train.labels), "head": "random"}
-        if "knn" in how:
-            same = config.input.train_split == config.input.eval_split
-            score["knn"] = knn_top1(train, held_out, classes, same_split=same)
-        if "probe" in how:
-            score["probe"] = fit(train, classes).score(held_out)
+        found = {
+            _metric(dataset): {"head": result.score},
+            "samples": result.samples,
+            "train_samples": 0,
+        }
+    elif how or starts_head:
+        parts = _parts(step, config, dataset, world, bool(how), stopping)
+        if not parts:
+            return {}
+        found = _by_features(parts, config, dataset, how)
         if starts_head:
-            started = start_head(step.net, fit(train, classes, HEAD_C), config.input.eval_size)
+            started = start_head(
+                step.net, fit(parts[0], len(dataset.classes), HEAD_C), config.input.eval_size
+            )
             # Ranks may round differently, and so find otherwise whether it worked: the first one's holds.
             world.broadcast_(step.net.parameters())
-            found["head"] = "probe" if world.gather(started)[0] else "random"
-            if found["head"] == "random":
+            if world.gather(started)[0]:
+                found["head"] = "probe"
+            else:
                 _tell_random(config, world)
-    if not how and found["head"] == "random":
+                if not how:
+                    return {}
+    else:
         return {}
     return found | {"took_s": round(time.perf_counter() - began, 1)}
+
+
+def _metric(dataset: Dataset) -> str:
+    return "map" if dataset.multi_label else "top1"
+
+
+def _by_features(parts: list[Features], config: Config, dataset: Dataset, how: list[str]) -> dict[str, Any]:
+    """What `measure` returns, of features of the training split, and of the evaluation split where it is judged."""
+    train, held_out = parts[0], parts[-1]
+    classes = len(dataset.classes)
+    score = {}
+    if "knn" in how:
+        same = config.input.train_split == config.input.eval_split
+        score["knn"] = knn_top1(train, held_out, classes, same_split=same)
+    if "probe" in how:
+        score["probe"] = fit(train, classes).score(held_out)
+    return {
+        _metric(dataset): score,
+        "samples": len(held_out.labels) if how else 0,
+        "train_samples": len(train.labels),
+        "head": "random",
+    }
+
+
+def _parts(
+    step: TrainStep,
+    config: Config,
+    dataset: Dataset,
+    world: World,
+    judged: bool,
+    stopping: Callable[[], bool],
+) -> list[Features]:
+    """Features of the training split, and where it is judged of the evaluation split; none if given up or out of reach.
+
+    Raises:
+        FeedlineError: as `measure`.
+    """
+    if not hasattr(step.net.model, "forward_head"):
+        if not judged:
+            _tell_random(config, world)
+            return []
+        raise FeedlineError(
+            f"before is {config.evaluation.before!r}, but {config.model.arch!r} has no forward_head that would "
+            "give features; use --before none"
+        )
+    step.net.eval()
+    parts = []
+    splits = ((config.input.train_split, MOST_TRAIN), (config.input.eval_split, MOST_EVAL))
+    for split, most in splits if judged else splits[:1]:
+        part = _features(step, config, dataset, split, most, world, stopping)
+        if part is None:
+            return []
+        parts.append(part)
+    return parts
 
 
 def _tell_random(config: Config, world: World) -> None:
