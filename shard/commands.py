@@ -18,6 +18,7 @@ from shard.errors import FeedlineError
 from shard.foreign import index_shards
 from shard.image import Policy
 from shard.info import info, table
+from shard.labels import SEPARATOR
 from shard.plan import Settings, Subset
 from shard.sources import Source, open_source
 from shard.synth import synthetic
@@ -63,6 +64,13 @@ def _build(options: argparse.Namespace) -> int:
     source = open_source(
         options.source, options.kind, options.classes, options.splits, multi_label=options.multi_label
     )
+    if source.kind == "list" and source.listed is not None and not options.multi_label:
+        several = [name for name in source.listed.classes if SEPARATOR in name]
+        if several:
+            print(
+                f"warning: {several[0]!r} is taken for the name of one class; if these are several, give --multi-label",
+                file=sys.stderr,
+            )
     return _run_build(
         options,
         source,

@@ -145,6 +145,16 @@ def test_a_list_of_labels_needs_the_flag(source: Path) -> None:
         open_source(str(source / "list.jsonl"))
 
 
+def test_names_that_look_like_several_are_told(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = (source / "list.csv").read_text().splitlines()
+    rows = [row if row.split(",")[1] else f"{row.split(',')[0]},other" for row in listed]
+    (source / "one.csv").write_text("\n".join(rows))
+    assert main(["build", str(source / "one.csv"), str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert "is taken for the name of one class" in capsys.readouterr().err
+
+
 def test_verify_finds_another_label(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(packed), "--decode"]) == 0
     other = tmp_path / "other"
