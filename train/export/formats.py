@@ -133,7 +133,7 @@ def _write_exported(trained: Trained, about: About, path: Path) -> None:
     # By way of memory: torch.export.save wants a path to end in .pt2, and ends the process where a disk is full.
     buffer = io.BytesIO()
     torch.export.save(_trace(trained, "torch.export"), buffer, extra_files={METADATA: json.dumps(about)})
-    path.write_bytes(buffer.getbuffer())
+    path.write_bytes(buffer.getvalue())  # no copy; a view would crash Python 3.12.1 where the disk is full
 
 
 def _read_exported(trained: Trained, path: Path) -> Predict:
