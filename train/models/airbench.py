@@ -11,7 +11,8 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-_LOGIT_SCALE = 1 / 9
+from train.models.pooled import MaxPooled
+
 _WHITENING_EPS = 5e-4
 
 
@@ -40,7 +41,7 @@ class _Group(nn.Sequential):
         self.act2 = nn.GELU()
 
 
-class Airbench(nn.Module):
+class Airbench(MaxPooled):
     """See the module.
 
     Args:
@@ -48,6 +49,9 @@ class Airbench(nn.Module):
         in_chans: input channels.
         widths: channels of the three groups.
     """
+
+    logit_scale = 1 / 9
+    head_bias = False
 
     def __init__(
         self, num_classes: int = 10, in_chans: int = 3, widths: tuple[int, int, int] = (64, 256, 256)
@@ -63,7 +67,6 @@ class Airbench(nn.Module):
         self.group1 = _Group(whitened, widths[0])
         self.group2 = _Group(widths[0], widths[1])
         self.group3 = _Group(widths[1], widths[2])
-        self.head: nn.Module
         self.reset_classifier(num_classes)
 
     def init_from_images(self, images: torch.Tensor) -> None:
@@ -75,29 +78,10 @@ class Airbench(nn.Module):
         both = torch.cat([directions, -directions])
         self.whiten.weight.data.copy_(both.reshape(self.whiten.weight.shape))
 
-    def get_classifier(self) -> nn.Module:
-        """Return the final layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the final layer by a new one."""
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes, bias=False) if num_classes else nn.Identity()
-
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Feature map [B, C, H // 8, W // 8] of images [B, 3, H, W]."""
         features: torch.Tensor = self.group3(self.group2(self.group1(self.act(self.whiten(x)))))
         return features
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Logits [B, classes], or pooled features [B, C] with `pre_logits`, of a feature map."""
-        pooled = x.amax(dim=(2, 3))
-        logits: torch.Tensor = pooled if pre_logits else self.head(pooled) * _LOGIT_SCALE
-        return logits
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, classes] of normalised images [B, 3, H, W]."""
-        return self.forward_head(self.forward_features(x))
 
 
 # There are no weights to download.

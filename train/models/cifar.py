@@ -13,9 +13,7 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-_LOGIT_SCALE = (
-    0.125  # as in ResNet-9: pooled maxima are large, and unscaled logits diverge in the first steps
-)
+from train.models.pooled import MaxPooled
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -37,7 +35,7 @@ class _Residual(nn.Module):
         return out
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(MaxPooled):
     """Stem, three stages that each halve the resolution, the last two with a residual block; global max pooling.
 
     Args:
@@ -45,6 +43,8 @@ class CifarResNet(nn.Module):
         in_chans: input channels.
         widths: channels of the stem and the stages.
     """
+
+    logit_scale = 0.125  # as in ResNet-9
 
     def __init__(
         self, num_classes: int = 10, in_chans: int = 3, widths: tuple[int, int, int, int] = (32, 64, 128, 256)
@@ -56,32 +56,12 @@ class CifarResNet(nn.Module):
         self.stage1 = _conv(widths[0], widths[1], stride=2)
         self.stage2 = nn.Sequential(_conv(widths[1], widths[2], stride=2), _Residual(widths[2]))
         self.stage3 = nn.Sequential(_conv(widths[2], widths[3], stride=2), _Residual(widths[3]))
-        self.head: nn.Module
         self.reset_classifier(num_classes)
-
-    def get_classifier(self) -> nn.Module:
-        """Return the final layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the final layer by a new one."""
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Feature map [B, C, H/8, W/8] of images [B, 3, H, W]."""
         features: torch.Tensor = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return features
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Logits [B, classes], or pooled features [B, C] with `pre_logits`, of a feature map."""
-        pooled = x.amax(dim=(2, 3))
-        logits: torch.Tensor = pooled if pre_logits else self.head(pooled) * _LOGIT_SCALE
-        return logits
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, classes] of normalised images [B, 3, H, W]."""
-        return self.forward_head(self.forward_features(x))
 
 
 # There are no weights to download.
