@@ -10,18 +10,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
 import torch
 
-from loader import Loader
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.config import Config
 from train.distributed import World
 from train.evaluate import METRICS, AnyResult, metric_of
 from train.features import Extractor, Features
+from train.inputs import rank_loader
 from train.knn import NEIGHBOURS, Bank, KnnAccuracy
 from train.probe import HEAD_C, fit, start_head
 from train.step import TrainStep
@@ -181,25 +180,13 @@ def _features(
     """Features of the first `most` samples of a permutation, the same on every rank; None if given up."""
     given, count = config.input, min(most, len(dataset.split(split)))
     extractor = Extractor(step.net)
-    loader = Loader(
-        dataset,
-        split,
-        given.eval_transform(),
-        batch_size=max(1, min(_BATCH, -(-count // world.size))),
-        shuffle=True,
-        seed=config.seed,
-        rank=world.rank,
-        world_size=world.size,
-        device=world.device,
-        backend=given.loader_backend,
-        threads=given.loader_threads,
-        local_world_size=world.local_size,
-        max_bad=given.max_bad,
-        cache=given.shard_cache(dataset),
+    size = max(1, min(_BATCH, -(-count // world.size)))
+    loader = rank_loader(
+        given, dataset, split, given.eval_transform(), world, batch_size=size, shuffle=True, seed=config.seed
     )
     steps = -(-count // (loader.batch_size * world.size))
     rows: torch.Tensor | None = None
-    with closing(loader):
+    with loader:
         for number, batch in zip(range(steps), loader, strict=False):
             with step.autocast():
                 values = extractor(batch.images)

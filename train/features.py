@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from loader import Loader
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from train.distributed import World
+from train.inputs import rank_loader
 from train.model import Normalized
 from train.naming import nearest
 from train.trained import Trained
@@ -148,17 +149,8 @@ def extract(
         FeedlineError: features are not finite.
     """
     config = trained.config.input
-    with Loader(
-        dataset,
-        split,
-        config.eval_transform(),
-        batch_size=min(batch_size, len(dataset.split(split))),
-        device=device,
-        backend=config.loader_backend,
-        threads=config.loader_threads,
-        max_bad=config.max_bad,
-        cache=config.shard_cache(dataset),
-    ) as loader:
+    size, alone = min(batch_size, len(dataset.split(split))), World(device=device)
+    with rank_loader(config, dataset, split, config.eval_transform(), alone, batch_size=size) as loader:
         for batch in loader:
             valid = batch.valid
             values = extractor(batch.images)[valid]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -173,16 +173,8 @@ def first_images(config: InputConfig, dataset: Dataset, device: torch.device) ->
     """The first training images, at most 5,000, as they are: uint8 [N, H, W, 3]. The same on every rank."""
     count = min(5000, len(dataset.split(config.train_split)))
     transform = ResizeCenterCrop(size=config.size, resize=config.size, interpolation=config.interpolation)
-    with Loader(
-        dataset,
-        config.train_split,
-        transform,
-        batch_size=count,
-        device=device,
-        backend=config.loader_backend,
-        threads=config.loader_threads,
-        max_bad=config.max_bad,
-    ) as loader:
+    alone = World(device=device)
+    with rank_loader(config, dataset, config.train_split, transform, alone, batch_size=count) as loader:
         batch = next(iter(loader))
     return batch.images[batch.valid]
 
@@ -209,23 +201,17 @@ def train_loader(
         FeedlineError: the global batch does not divide, or the split is smaller than it.
     """
     num_samples(config, dataset)
-    return Loader(
+    return rank_loader(
+        config,
         dataset,
         config.train_split,
         config.train_transform(),
+        world,
         batch_size=micro_batch(config.batch_size, world.size, accumulate),
         shuffle=config.order(),
         drop_last=True,
         size_at=size_at,
         seed=seed,
-        rank=world.rank,
-        world_size=world.size,
-        device=world.device,
-        backend=config.loader_backend,
-        threads=config.loader_threads,
-        local_world_size=world.local_size,
-        max_bad=config.max_bad,
-        cache=config.shard_cache(dataset),
     )
 
 
@@ -238,12 +224,38 @@ def eval_loader(config: InputConfig, dataset: Dataset, batch_size: int, world: W
         batch_size: most samples per rank and step.
         world: the ranks that share the split.
     """
-    share = -(-len(dataset.split(config.eval_split)) // world.size)
+    split, share = config.eval_split, -(-len(dataset.split(config.eval_split)) // world.size)
+    size = max(1, min(batch_size, share))
+    return rank_loader(config, dataset, split, config.eval_transform(), world, batch_size=size)
+
+
+def rank_loader(
+    config: InputConfig,
+    dataset: Dataset,
+    split: str,
+    transform: Transform,
+    world: World,
+    *,
+    batch_size: int,
+    **order: Any,
+) -> Loader:
+    """Loader of this rank's share of any split, with the decoder, threads and cache of `config`.
+
+    Args:
+        config: input settings.
+        dataset: where the split is.
+        split: its name.
+        transform: of the images.
+        world: the ranks that share the split.
+        batch_size: samples per rank and step.
+        order: the arguments of `Loader` that say which samples come when, and how large.
+    """
     return Loader(
         dataset,
-        config.eval_split,
-        config.eval_transform(),
-        batch_size=max(1, min(batch_size, share)),
+        split,
+        transform,
+        batch_size=batch_size,
+        **order,
         rank=world.rank,
         world_size=world.size,
         device=world.device,

@@ -14,7 +14,7 @@ from loader.bad import BadSample
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.distributed import World
-from train.inputs import InputConfig, micro_batch
+from train.inputs import InputConfig, micro_batch, num_samples
 
 
 def synthetic_batch(batch_size: int, side: int, classes: int, device: torch.device, seed: int = 0) -> Batch:
@@ -51,12 +51,7 @@ class SyntheticLoader:
         world: World,
         size_at: Callable[[int, int], int] | None = None,
     ) -> None:
-        self.num_samples = len(dataset.split(config.train_split))
-        if self.num_samples < config.batch_size:
-            raise FeedlineError(
-                f"split {config.train_split!r} has {self.num_samples} samples, fewer than batch_size "
-                f"{config.batch_size}; lower --batch-size"
-            )
+        self.num_samples = num_samples(config, dataset)
         self.batch_size = micro_batch(config.batch_size, world.size, accumulate)
         self.epoch = self.samples_consumed = 0
         self.bad_samples: list[BadSample] = []  # noise always decodes

@@ -24,6 +24,7 @@ from train.commands.computing import add_computing, with_decoding
 from train.commands.options import add_run, not_negative, require_folder
 from train.distributed import World, connect, env_rank
 from train.inference import Network
+from train.inputs import rank_loader
 from train.labels import require_alike
 from train.progress import Progress
 from train.run_folder import RunFolder
@@ -80,21 +81,9 @@ def _loader(
     trained: Trained, dataset: Dataset, split: str, options: argparse.Namespace, world: World
 ) -> Loader:
     given = trained.config.input
-    return Loader(
-        dataset,
-        split,
-        given.eval_transform(),
-        # Not less on many ranks: the same shape on any number of them computes the same numbers.
-        batch_size=min(options.batch_size, len(dataset.split(split))),
-        rank=world.rank,
-        world_size=world.size,
-        device=world.device,
-        backend=given.loader_backend,
-        threads=given.loader_threads,
-        local_world_size=world.local_size,
-        max_bad=given.max_bad,
-        cache=given.shard_cache(dataset),
-    )
+    # Not less on many ranks: the same shape on any number of them computes the same numbers.
+    size = min(options.batch_size, len(dataset.split(split)))
+    return rank_loader(given, dataset, split, given.eval_transform(), world, batch_size=size)
 
 
 def _progress(loader: Loader, world: World) -> Any:
