@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import Mock
 
 import numpy as np
@@ -21,7 +21,7 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from tests.train.judged import CLASSES, lively_run
 from train.__main__ import main
-from train.assess.samples import Samples, _in_order, collect
+from train.assess.samples import collect
 from train.commands.eval import main as evaluate_command
 from train.distributed import World
 from train.evaluate import Result, evaluate
@@ -102,11 +102,14 @@ def test_files_fit_together(done: Path, dataset_dir: Path) -> None:
     assert f"top-1 {figures(done)['top1']:.2f} %" in (done / "report.txt").read_text()
 
 
-class Apart(World):
-    """One rank of several that are run one after the other."""
+class InTurn(World):
+    """One rank of several that are run one after the other: the last one gathers what all have given."""
+
+    given: ClassVar[list[Any]] = []
 
     def gather(self, value: Any) -> list[Any]:
-        return [value]
+        self.given.append(value)
+        return list(self.given)
 
 
 @pytest.mark.parametrize("size", [2, 4, 5])
@@ -115,14 +118,14 @@ def test_every_sample_once_on_any_number_of_ranks(
 ) -> None:
     trained = load_trained(run)
     network = Network(trained, torch.device("cpu"))
-    ranks: list[Samples] = []
+    InTurn.given.clear()
     for rank in range(size):
         with Loader(
             dataset_dir, "val", trained.config.input.eval_transform(),
             batch_size=8, rank=rank, world_size=size, threads=1,
         ) as batches:  # fmt: skip
-            ranks.append(collect(network.logits, batches, Apart(rank, size)))
-    whole = _in_order(ranks)
+            whole = collect(network.logits, batches, InTurn(rank, size))
+    assert len(InTurn.given) == size
     table = pq.read_table(done / "predictions.parquet").to_pydict()
     assert whole.ids.tolist() == table["id"]
     assert whole.top.tolist() == table["top5_labels"]

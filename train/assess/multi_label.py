@@ -18,7 +18,7 @@ from train.assess.figures import RESAMPLES
 from train.assess.files import PREDICTIONS, REPORT, write_files, write_parquet
 from train.assess.per_class import Scores, scores_of
 from train.assess.report import align
-from train.assess.samples import require_finite
+from train.assess.samples import gathered, require_finite
 from train.distributed import World
 from train.multi_label import THRESHOLD, average_precisions, binary_losses
 
@@ -78,20 +78,8 @@ def collect(
         parts.append((targets > 0, output, binary_losses(output, targets)))
         ids.append(batch.ids)
         progress(min(step * loader.batch_size * world.size, loader.num_samples))
-    columns = [
-        torch.cat(ids).numpy(),
-        *(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)),
-    ]
-    kept = columns[0] >= 0  # no padding
-    ranks = world.gather([column[kept] for column in columns])
-    every = [np.concatenate(column) for column in zip(*ranks, strict=True)]
-    by_id = np.argsort(every[0], kind="stable")
-    found = MultiLabelSamples(
-        ids=every[0][by_id],
-        targets=every[1][by_id],
-        logits=every[2][by_id],
-        losses=every[3][by_id],
-    )
+    in_order, columns = gathered(ids, parts, world)
+    found = MultiLabelSamples(ids=in_order, targets=columns[0], logits=columns[1], losses=columns[2])
     require_finite(found.ids, found.losses, found.logits, loader)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,34 +91,36 @@ def collect(
         parts.append((given, top, probabilities, F.cross_entropy(output, given, reduction="none")))
         ids.append(batch.ids)
         progress(min(step * loader.batch_size * world.size, loader.num_samples))
-    mine = _whole(ids, parts)
-    samples = _in_order(world.gather(mine))
+    in_order, columns = gathered(ids, parts, world)
+    samples = Samples(
+        ids=in_order, labels=columns[0], top=columns[1], probabilities=columns[2], losses=columns[3]
+    )
     require_finite(samples.ids, samples.losses, samples.probabilities, loader)
     return samples
 
 
-def _whole(ids: list[torch.Tensor], parts: list[tuple[torch.Tensor, ...]]) -> Samples:
-    """Results of one rank, padding left out."""
-    every = torch.cat(ids).numpy()
-    kept = every >= 0
-    given, top, probabilities, losses = (
-        torch.cat(column).cpu().numpy()[kept] for column in zip(*parts, strict=True)
-    )
-    return Samples(ids=every[kept], labels=given, top=top, probabilities=probabilities, losses=losses)
+def gathered(
+    ids: list[torch.Tensor], parts: list[tuple[torch.Tensor, ...]], world: World
+) -> tuple[Ints, list[npt.NDArray[Any]]]:
+    """Every rank's results per sample, padding left out, in the order of their ids.
 
+    Args:
+        ids: int64 [B] of each batch of this rank, on the CPU; negative where there is no sample.
+        parts: results of each batch, every tensor [B, …].
+        world: the ranks. Collective.
 
-def _in_order(ranks: list[Samples]) -> Samples:
-    ids = np.concatenate([one.ids for one in ranks])
-    order = np.argsort(ids, kind="stable")
-    if len(np.unique(ids)) != len(ids):
+    Returns:
+        the ids, int64 [N], and an array [N, …] for each tensor of a part.
+    """
+    mine = torch.cat(ids).numpy()
+    kept = mine >= 0
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
+    ranks = world.gather([column[kept] for column in (mine, *columns)])
+    every, *found = (np.concatenate(column) for column in zip(*ranks, strict=True))
+    order = np.argsort(every, kind="stable")
+    if len(np.unique(every)) != len(every):
         raise AssertionError("a sample was evaluated twice")
-    return Samples(
-        ids=ids[order],
-        labels=np.concatenate([one.labels for one in ranks])[order],
-        top=np.concatenate([one.top for one in ranks])[order],
-        probabilities=np.concatenate([one.probabilities for one in ranks])[order],
-        losses=np.concatenate([one.losses for one in ranks])[order],
-    )
+    return every[order], [column[order] for column in found]
 
 
 def require_finite(ids: Ints, losses: Floats, outputs: Floats, loader: Loader) -> None:
