@@ -48,8 +48,7 @@ def measure(
     config: Config,
     dataset: Dataset,
     world: World,
-    how: list[str],
-    starts_head: bool,
+    own_head: bool,
     evaluate: Callable[[], AnyResult | None],
     stopping: Callable[[], bool],
 ) -> dict[str, Any]:
@@ -60,8 +59,7 @@ def measure(
         config: of the run.
         dataset: of the run.
         world: the ranks that share the work.
-        how: what `methods` gave.
-        starts_head: whether the head is to become the linear probe.
+        own_head: whether the weights brought a head for the dataset's classes.
         evaluate: evaluates the network with its head.
         stopping: asked after each batch whether to give up; ranks must agree.
 
@@ -74,6 +72,9 @@ def measure(
         FeedlineError: the network gives no features; or a split has no sample that can be decoded.
     """
     began = time.perf_counter()
+    model = config.model
+    how = methods(config.evaluation.before, own_head, multi_label=dataset.multi_label)
+    starts_head = model.head_init == "probe" and model.head == "linear" and not own_head
     if "head" in how:
         result = evaluate()
         if result is None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -17,7 +16,7 @@ from shard.dataset import Dataset
 from train import before, summary
 from train.build import length_of, make_step
 from train.checkpoint import rng_state
-from train.config import Config, flat, to_dict
+from train.config import Config, flat
 from train.config import save as save_config
 from train.distributed import World
 from train.evaluate import AnyResult
@@ -30,6 +29,7 @@ from train.run_folder import RunFolder
 from train.saver import Saver
 from train.schedule import lr_at
 from train.state import RunState, capture, restore
+from train.step import TrainStep
 from train.stop import Stopped, StopSignal
 from train.synthetic import SyntheticLoader
 from train.telemetry import Gauges, LossWindow, Meter, NonFiniteError, StepRecord, open_metrics
@@ -68,20 +68,10 @@ class Trainer:
         with ExitStack() as stack:
             self.length = length_of(config, dataset)
             grow = size_at(config.resolution, config.input.size, self.length)
-            loader_of = SyntheticLoader if config.synthetic else train_loader
-            made = loader_of(config.input, dataset, config.seed, config.step.accumulate, world, grow)
-            self.loader: Loader | SyntheticLoader = made
-            stack.enter_context(made)
+            self.loader: Loader | SyntheticLoader = self._open_loader(grow)
+            stack.enter_context(self.loader)
             held_out = stack.enter_context(eval_loader(config.input, dataset, self.loader.batch_size, world))
-            self.step = make_step(
-                config,
-                len(dataset.classes),
-                world,
-                dataset=dataset,
-                sizes=len(sizes(grow, config.input.size, self.length)),
-                first_images=None if content else lambda: first_images(config.input, dataset, world.device),
-                resumed=content is not None,
-            )
+            self.step = self._make_step(len(sizes(grow, config.input.size, self.length)), content is not None)
             self.mixing = Mixing(config.mix, config.seed, self.length)
             self.thaw_step = self.length.of(config.freeze.freeze_for, "freeze_for")
             self.state.own_head = self.step.net.own_head
@@ -110,6 +100,24 @@ class Trainer:
         if world.is_main:
             save_config(config, folder.config)
 
+    def _open_loader(self, grow: Callable[[int, int], int] | None) -> Loader | SyntheticLoader:
+        given, world = self.config, self.world
+        loader_of = SyntheticLoader if given.synthetic else train_loader
+        return loader_of(given.input, self.dataset, given.seed, given.step.accumulate, world, grow)
+
+    def _make_step(self, image_sizes: int, resumed: bool) -> TrainStep:
+        config, dataset, world = self.config, self.dataset, self.world
+        images = None if resumed else lambda: first_images(config.input, dataset, world.device)
+        return make_step(
+            config,
+            len(dataset.classes),
+            world,
+            dataset=dataset,
+            sizes=image_sizes,
+            first_images=images,
+            resumed=resumed,
+        )
+
     def train(self) -> dict[str, Any]:
         """Train to the end, or from a checkpoint to the end, and return the summary.
 
@@ -134,13 +142,10 @@ class Trainer:
         state, config = self.state, self.config
         if state.step or state.before or config.model.pretrained is None or config.synthetic:
             return
-        several = self.dataset.multi_label
-        how = before.methods(config.evaluation.before, state.own_head, multi_label=several)
         self.stop.pace()
-        model = config.model
-        starts_head = model.head_init == "probe" and model.head == "linear" and not state.own_head
+        own_head = state.own_head  # as it was in the process that loaded the pretrained weights
         found = before.measure(
-            self.step, config, self.dataset, self.world, how, starts_head, self.evaluate, self.stop.due
+            self.step, config, self.dataset, self.world, own_head, self.evaluate, self.stop.due
         )
         if self.stop.agreed:
             self.save()
@@ -289,13 +294,8 @@ class Trainer:
         self.state.elapsed_s = self.elapsed_s()
         self._began = time.perf_counter()
         content = {
-            **capture(self.state, self.step, self.loader),
+            **capture(self.state, self.step, self.loader, self.config, self.dataset),
             "metrics_bytes": self.metrics.size(),
-            "config": to_dict(self.config),
-            "classes": list(self.dataset.classes),
-            "multi_label": self.dataset.multi_label,
-            "fingerprint": self.dataset.fingerprint,
-            "images": asdict(self.dataset.images),
             "rng": rng,
         }
         self.saver.submit(content, best=best, before=self.metrics.sync)

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from loader import Loader
+from shard.dataset import Dataset
 from train.checkpoint import set_rng_state
+from train.config import Config, to_dict
 from train.distributed import World
 from train.evaluate import AnyResult, metric_of
 from train.step import TrainStep
@@ -83,7 +85,9 @@ def is_finished(content: dict[str, Any], epochs: int) -> bool:
     return bool(content["epoch"] == epochs or content["ended"])
 
 
-def capture(state: RunState, step: TrainStep, loader: Loader | SyntheticLoader) -> dict[str, Any]:
+def capture(
+    state: RunState, step: TrainStep, loader: Loader | SyntheticLoader, config: Config, dataset: Dataset
+) -> dict[str, Any]:
     """The part of a checkpoint that all ranks have alike; model keys are the bare timm model's."""
     return {
         **asdict(state),
@@ -94,6 +98,11 @@ def capture(state: RunState, step: TrainStep, loader: Loader | SyntheticLoader) 
         "scaler": step.scaler.state_dict(),
         # The name under which timm looks for averaged weights.
         **({} if step.ema is None else {"model_ema": step.ema.state_dict()}),
+        "config": to_dict(config),
+        "classes": list(dataset.classes),
+        "multi_label": dataset.multi_label,
+        "fingerprint": dataset.fingerprint,
+        "images": asdict(dataset.images),
     }
 
 

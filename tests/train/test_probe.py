@@ -14,6 +14,7 @@ from train import before
 from train.before import before_line
 from train.config import Config
 from train.distributed import World
+from train.evaluate import EvalConfig
 from train.features import Extractor, Features
 from train.model import ModelConfig, Normalized, make_model
 from train.probe import Probe, fit, start_head
@@ -80,6 +81,18 @@ class Second(World):
         return [True, value]
 
 
+def probed() -> Config:
+    """A head that starts as the probe, without judging it."""
+    config = Config(evaluation=EvalConfig(before="none"))
+    return replace(config, model=replace(config.model, head_init="probe"))
+
+
+def measure(config: Config, world: World, net: Normalized) -> dict[str, Any]:
+    """What is found of a network with a new head for two classes."""
+    step, dataset = cast(TrainStep, SimpleNamespace(net=net)), Dataset(Path(), ("a", "b"), "", {})
+    return before.measure(step, config, dataset, world, False, lambda: None, lambda: False)
+
+
 def test_ranks_whose_probes_come_out_differently_go_on_together(monkeypatch: pytest.MonkeyPatch) -> None:
     net = model("test_resnet")
     asked: list[str] = []
@@ -92,10 +105,7 @@ def test_ranks_whose_probes_come_out_differently_go_on_together(monkeypatch: pyt
 
     monkeypatch.setattr(before, "_features", of)
     monkeypatch.setattr(before, "start_head", lambda *given: False)  # here it has not worked
-    found = before.measure(
-        cast(TrainStep, SimpleNamespace(net=net)), Config(), Dataset(Path(), ("a", "b"), "", {}), Second(asked),
-        [], True, lambda: None, lambda: False,
-    )  # fmt: skip
+    found = measure(probed(), Second(asked), net)
     assert found["head"] == "probe"  # as the first rank has it
     assert asked == ["broadcast", "gather"]
     assert splits == ["train"]  # nothing is judged
@@ -108,11 +118,7 @@ def test_a_head_that_stays_at_random_is_told(
     features = Features(torch.arange(8), torch.arange(8) % 2, torch.randn(8, 5))
     monkeypatch.setattr(before, "_features", lambda *given: features)
     monkeypatch.setattr(before, "start_head", lambda *given: False)
-    found = before.measure(
-        cast(TrainStep, SimpleNamespace(net=model("test_resnet"))), Config(), Dataset(Path(), ("a", "b"), "", {}),
-        World(), [], True, lambda: None, lambda: False,
-    )  # fmt: skip
-    assert found == {}
+    assert measure(probed(), World(), model("test_resnet")) == {}
     assert (
         "head_init is 'probe', but the classifier of 'resnet50' is not one linear" in capsys.readouterr().err
     )
@@ -125,11 +131,8 @@ def test_where_training_and_evaluation_split_are_one_no_sample_votes_for_itself(
     monkeypatch.setattr(before, "_features", lambda *given: features)
 
     def knn(config: Config) -> float:
-        step = cast(TrainStep, SimpleNamespace(net=model("test_resnet")))
-        dataset, how = Dataset(Path(), ("a", "b"), "", {}), ["knn"]
-        found = before.measure(step, config, dataset, World(), how, False, lambda: None, lambda: False)
-        return float(found["top1"]["knn"])
+        return float(measure(config, World(), model("test_resnet"))["top1"]["knn"])
 
-    config = Config()
+    config = Config(evaluation=EvalConfig(before="knn"))
     assert knn(config) == 100
     assert knn(replace(config, input=replace(config.input, eval_split=config.input.train_split))) == 0
