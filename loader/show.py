@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from loader.augment import ResizeCenterCrop
+from loader.fonts import font_for
 from loader.keyed import Stream, uniform
 from loader.params import Transform
 from loader.replay import replay
@@ -79,9 +80,9 @@ class Sheet:
         right, bottom = self.place(len(self.rows) - 1, len(self.columns))
         sheet = Image.new("RGB", (right + self.side + _GAP, bottom + self.side + _GAP), _PAPER)
         draw = ImageDraw.Draw(sheet)
-        font = ImageFont.load_default(_FONT)
 
         def write(left: int, top: int, text: str, most: int, color: tuple[int, int, int]) -> None:
+            font = font_for(text, _FONT)
             draw.text((left, top + 2), _shortened(text, most, draw, font), color, font)
 
         write(_GAP, _GAP, self.title, sheet.width - 2 * _GAP, _INK)

@@ -5,11 +5,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-from loader import Compose, Loader, Order, PadCrop, RandomErasing, RandomResizedCrop, parse_policy, replay
+from loader import (
+    Compose,
+    Loader,
+    Order,
+    PadCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    fonts,
+    parse_policy,
+    replay,
+)
 from loader.__main__ import main
 from loader.show import RECIPES, make_sheet, recipe_transform, spread
 from shard.dataset import Dataset
@@ -196,3 +207,13 @@ def test_a_bad_sample_is_black_and_named(
     assert "warning: sample 5 is black: its bytes have the crc32" in capsys.readouterr().err
     again = replay(tmp_path / "copy", "val", RandomResizedCrop(size=16), [5, 6])
     assert again.images[0, 0].max() == 0 < again.images[0, 1].max()
+
+
+def test_captions_have_a_font_with_their_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    dejavu = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    monkeypatch.setattr(fonts, "_FILES", ("no such file.ttf", str(dejavu)))
+    own = fonts.font_for("dog", 12)
+    assert own.getname() != ("DejaVu Sans", "Book")
+    assert fonts.font_for("кошка", 12).getname() == ("DejaVu Sans", "Book")
+    assert fonts.font_for("кошка 日本", 12).getname() == ("DejaVu Sans", "Book")  # most of it
+    assert fonts.font_for("日本", 12) is own  # nobody has it

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from shard.dataset import Split
 from shard.errors import FeedlineError
 from train.assess.evaluation import Evaluation
-from train.assess.picture import draw_confusion, has_matplotlib
+from train.assess.picture import draw_confusion
 from train.assess.report import report
 from train.assess.samples import Samples
+from train.plots import has_matplotlib
 from train.whole import whole
 
 FIGURES, REPORT, PREDICTIONS, MATRIX, PICTURE = (

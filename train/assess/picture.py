@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from train.assess.evaluation import Evaluation
+from train.plots import pyplot_for
 
 _NAMED = 60  # classes whose names can still be read
 _NUMBERED = 12  # classes whose cells have room for a number
-
-
-def has_matplotlib() -> bool:
-    """Whether the extra feedline[plot] is there."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw_confusion(found: Evaluation, path: Path) -> None:
@@ -23,10 +19,19 @@ def draw_confusion(found: Evaluation, path: Path) -> None:
 
     The colour follows the square root of the share: one confusion in a hundred is still to be seen.
     """
-    import matplotlib as mpl
+    shown = [*map(_short, found.classes)] if len(found.classes) <= _NAMED else []
+    with pyplot_for(shown) as plt:
+        figure = _confusion(plt, found, shown)
+        figure.savefig(path, dpi=120, format="png")
+        plt.close(figure)
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else name[:23] + "…"
+
+
+def _confusion(plt: Any, found: Evaluation, names: list[str]) -> Any:
+    """The figure; without names it shows numbers of classes."""
     from matplotlib.colors import PowerNorm
 
     matrix, classes = found.matrix, found.classes
@@ -46,12 +51,11 @@ def draw_confusion(found: Evaluation, path: Path) -> None:
                 axes.text(
                     column, row, f"{matrix[row, column]}", ha="center", va="center", fontsize=8, color=colour
                 )
-    if n <= _NAMED:
-        names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
+    if names:
         axes.set_xticks(range(n), names, rotation=90, fontsize=8)
         axes.set_yticks(range(n), names, fontsize=8)
-    axes.set_xlabel("predicted" + ("" if n <= _NAMED else " (label)"))
-    axes.set_ylabel("class" + ("" if n <= _NAMED else " (label)"))
+    axes.set_xlabel("predicted" + ("" if names else " (label)"))
+    axes.set_ylabel("class" + ("" if names else " (label)"))
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
     bar.set_label("% of the class")
     axes.set_title(
@@ -59,5 +63,4 @@ def draw_confusion(found: Evaluation, path: Path) -> None:
         + ("; numbers are samples" if n <= _NUMBERED else ""),
         fontsize=10,
     )
-    figure.savefig(path, dpi=120, format="png")
-    plt.close(figure)
+    return figure

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from shard.errors import FeedlineError
-from train.assess.picture import has_matplotlib
 from train.commands.options import require_folder, with_suffix
 from train.compare.evaluations import require_comparable, shared
 from train.compare.pareto import COSTS, on_front
@@ -17,6 +16,7 @@ from train.compare.picture import draw
 from train.compare.runs import Run, differing, read_runs
 from train.compare.significance import compare_all
 from train.compare.tables import FORMATS, Comparison
+from train.plots import has_matplotlib
 
 _DESCRIPTION = """Hold runs against each other: accuracy, loss, images/s, time, energy, parameters, operations; settings
 that differ; and, where `python -m train eval` has judged them on the same samples, whether they differ in accuracy by

@@ -18,7 +18,6 @@ from train.assess.agreement import label_numbers
 from train.assess.evaluation import shorter_sides
 from train.assess.files import PICTURE, require_writable, write
 from train.assess.other_labels import OtherLabels
-from train.assess.picture import has_matplotlib
 from train.assess.report import report
 from train.commands.computing import add_computing, with_decoding
 from train.commands.options import add_run, not_negative, require_folder
@@ -26,6 +25,7 @@ from train.distributed import World, connect, env_rank
 from train.inference import Network
 from train.inputs import rank_loader
 from train.labels import require_alike
+from train.plots import has_matplotlib
 from train.progress import Progress
 from train.run_folder import RunFolder
 from train.trained import Trained, load_trained

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shard.errors import FeedlineError
-from train.assess.picture import has_matplotlib
 from train.cli import flag_names
 from train.commands.options import positive
+from train.plots import has_matplotlib
 from train.stop import Stopped
 
 if TYPE_CHECKING:
