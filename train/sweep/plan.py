@@ -11,6 +11,7 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.cli import UsageError, flag_names, parse
 from train.config import Config, differences, from_dict, to_dict
+from train.distributed import World
 from train.labels import fitted
 from train.plan import check
 from train.settle import settled
@@ -100,7 +101,7 @@ def check_plan(plan: Plan) -> Checked:
             assert config.data is not None  # parse() sees to it
             dataset = Dataset.open(config.data)
             config = fitted(config, dataset, options.given)
-            check(settled(config, None, options.given), dataset)
+            check(settled(config, None, options.given), dataset, World())
         except (UsageError, FeedlineError) as error:
             searched = " ".join(flags[len(plan.flags) :])
             raise FeedlineError(f"a trial could not run, with {searched}: {error}") from error
