@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from train.distributed import World
 from train.evaluate import evaluate
 from train.inference import Network
 from train.multi_label import MultiLabelResult
+from train.predict import Prediction
+from train.predict.writers import write_table
 from train.trained import load_trained
 
 SIDE = 16
@@ -225,6 +228,32 @@ def test_predictions_are_sigmoids(run: Path, data: Path, capsys: pytest.CaptureF
     assert {one["class"] for one in said} == {"red", "left"}
     assert all(one["probability"] > 0.5 for one in said)
     assert said[0]["probability"] >= said[1]["probability"]
+
+
+def test_the_table_marks_what_counts_as_predicted(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    photos = [str(data.parent / f"{i}.jpg") for i in range(126)]
+    assert main(["predict", str(run), *photos, "--format", "jsonl", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    said = [json.loads(line)["predictions"] for line in out.splitlines()]
+    marks = [sum(one["probability"] >= 0.5 for one in of) for of in said]
+    assert set(marks) == {0, 1, 2}
+    assert main(["predict", str(run), *photos, "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.count("*") for line in out.splitlines()] == marks
+    assert err == "* counts as predicted: at least 50 %\n"
+
+
+@pytest.mark.parametrize(
+    ("several", "line"), [(True, "x  a 50.0 % *  b 50.0 %"), (False, "x  a 50.0 %  b 50.0 %")]
+)
+def test_what_is_rounded_to_the_threshold_has_no_mark(several: bool, line: str) -> None:
+    file = io.StringIO()
+    write_table([Prediction("x", ("a", "b"), (0.5, 0.4996), multi_label=several)], file, 2)
+    assert file.getvalue() == f"{line}\n"
 
 
 def test_an_export_says_that_its_activation_is_sigmoid(run: Path, tmp_path: Path) -> None:
