@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ from loader import Loader
 from shard.__main__ import main as shard_main
 from train.__main__ import main
 from train.assess import multi_label
+from train.cli import flag_names
 from train.distributed import World
 from train.evaluate import evaluate
 from train.inference import Network
 from train.multi_label import MultiLabelResult
 from train.predict import Prediction
 from train.predict.writers import write_table
+from train.sweep.plan import Plan, check_plan
+from train.sweep.space import parse_search
 from train.trained import load_trained
 
 SIDE = 16
@@ -325,6 +328,14 @@ def test_what_needs_one_class_a_sample_refuses(
     assert message in fails([str(places.get(word, word)) for word in arguments], capsys)
 
 
-def test_a_sweep_goes_by_map(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_goes_by_map(
+    flags: list[str], dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["sweep", *flags, "--search", "weight-decay=log:1e-3,1e-2", "--study", str(tmp_path / "study")]
-    assert "--metric is top1, but" in fails(command, capsys)
+    assert "--metric is top1, but" in fails([*command, "--metric", "top1"], capsys)
+    plan = Plan(flags=tuple(flags), space=parse_search(["weight-decay=log:1e-3,1e-2"], flag_names()))
+    assert check_plan(plan, metric_given=False).plan.metric == "map"
+    assert check_plan(replace(plan, metric="loss")).plan.metric == "loss"
+    at = flags.index("--data") + 1
+    plan = replace(plan, flags=(*flags[:at], str(dataset_dir), *flags[at + 1 :]))
+    assert check_plan(plan, metric_given=False).plan.metric == "top1"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -85,8 +85,12 @@ class Checked:
     fingerprint: str
 
 
-def check_plan(plan: Plan) -> Checked:
+def check_plan(plan: Plan, *, metric_given: bool = True) -> Checked:
     """Do what `python -m train --check` does with the extremes of every range, and with every choice once.
+
+    Args:
+        plan: to be checked.
+        metric_given: whether its metric was asked for; if not, it becomes the one that decides on the dataset.
 
     Raises:
         FeedlineError: the first mistake, with the flags that make it.
@@ -106,6 +110,8 @@ def check_plan(plan: Plan) -> Checked:
             searched = " ".join(flags[len(plan.flags) :])
             raise FeedlineError(f"a trial could not run, with {searched}: {error}") from error
         configs.append(config)
+    if not metric_given:
+        plan = replace(plan, metric="map" if dataset.multi_label else "top1")
     _require_metric(plan.metric, dataset)
     return Checked(plan=plan, config=configs[0], fingerprint=dataset.fingerprint)
 
