@@ -7,7 +7,7 @@ from typing import Any
 from loader.order import Order
 from shard.errors import FeedlineError
 
-MOST_THREADS = 1024  # more than any machine's cores: surely a slip, and systems refuse to start them
+MOST_THREADS = 1024  # of a rank; more is surely a slip, and systems may refuse to start them
 
 
 def as_order(shuffle: bool | str | Order) -> Order:

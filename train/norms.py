@@ -70,9 +70,7 @@ def check_norms(
         return
     always = length.of(config.freeze.freeze_for, "freeze_for") >= length.steps
     start = config.resolution.start_size
-    side = (
-        given.size if start is None else min(start, given.size)
-    )  # the smallest map is of the smallest image
+    side = min(given.size, start or given.size)  # the smallest images have the smallest maps
     if names := lone_norms(net, side, frozen if always else ()):
         raise FeedlineError(
             f"batch_size is {given.batch_size}, which is 1 image for each of {world.size} rank(s) × accumulate "
