@@ -7,6 +7,8 @@ from typing import Any
 from loader.order import Order
 from shard.errors import FeedlineError
 
+MOST_THREADS = 1024  # of a rank; more is surely a slip, and systems may refuse to start them
+
 
 def as_order(shuffle: bool | str | Order) -> Order:
     if isinstance(shuffle, Order):
@@ -17,9 +19,10 @@ def as_order(shuffle: bool | str | Order) -> Order:
 
 
 def check_numbers(arguments: dict[str, Any]) -> None:
-    for name in ("batch_size", "world_size", "local_world_size", "prefetch", "threads"):
+    for name in ("batch_size", "world_size", "local_world_size", "prefetch"):
         if (value := arguments[name]) is not None and value < 1:
             raise FeedlineError(f"{name} is {value}; it must be at least 1")
+    check_threads(arguments["threads"], "threads")
     if (max_bad := arguments["max_bad"]) < 0:
         raise FeedlineError(f"max_bad is {max_bad}; it must not be negative")
     if (timeout_s := arguments["timeout_s"]) <= 0:
@@ -30,4 +33,12 @@ def check_numbers(arguments: dict[str, Any]) -> None:
     if not 0 <= rank < world_size:
         raise FeedlineError(
             f"rank is {rank}; with world_size {world_size} it must lie in 0 … {world_size - 1}"
+        )
+
+
+def check_threads(threads: int | None, name: str) -> None:
+    """Reject a number of threads that cannot be meant; `name` is its argument or key."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise FeedlineError(
+            f"{name} is {threads}; it must lie in 1 … {MOST_THREADS}, or be left out for this rank's share of the cores"
         )

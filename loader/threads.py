@@ -18,6 +18,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar
 
+from shard.errors import FeedlineError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -33,6 +35,9 @@ class ThreadPool:
         threads: how many.
         name: of the threads, with a number behind it.
         patience_s: longest wait for running functions when the pool ends.
+
+    Raises:
+        FeedlineError: the system starts no more threads.
     """
 
     def __init__(self, threads: int, name: str, patience_s: float) -> None:
@@ -43,8 +48,14 @@ class ThreadPool:
             for number in range(threads)
         ]
         self._end = weakref.finalize(self, _stop, self._tasks, workers, patience_s, os.getpid())
-        for worker in workers:
-            worker.start()
+        try:
+            for worker in workers:
+                worker.start()
+        except RuntimeError as error:  # "can't start new thread"
+            self._end()
+            raise FeedlineError(
+                f"the system does not start {threads} threads ({error}); use fewer threads, or raise `ulimit -u`"
+            ) from error
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `function` in a thread when one is free.

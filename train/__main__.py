@@ -113,7 +113,7 @@ def run(options: Options, world: World) -> int:
     if options.check or options.find_batch_size or options.dry_run:
         planned = settled(config, None, options.given)
         if options.check:
-            text = check(planned, dataset)
+            text = check(planned, dataset, world)
         elif options.find_batch_size:
             text = find_batch_size(planned, dataset, world, options.memory_gib)
         else:

@@ -18,6 +18,7 @@ from train.freeze import frozen_parameters
 from train.inputs import num_samples
 from train.labels import fitted
 from train.model import Normalized, check_sizes, make_model
+from train.norms import check_norms
 from train.numerics import prepare_compilation
 from train.optim import make_optimizer
 from train.schedule import Length, run_length
@@ -82,6 +83,9 @@ def make_step(
             net.model.init_from_images(net.normalize(first_images()))
     if config.step.sync_bn:
         _synchronize_norms(net, world)
+    frozen = frozen_parameters(net.model, config.freeze)
+    if dataset is not None:
+        check_norms(net, config, length_of(config, dataset), world, frozen)
     optimizer = make_optimizer(net.model, config.optim)
     step = TrainStep(
         net,
@@ -91,7 +95,7 @@ def make_step(
         loss=config.loss,
         clipping=config.clip,
         ema=make_ema(net, config.ema),
-        frozen=frozen_parameters(net.model, config.freeze),
+        frozen=frozen,
         class_weights=None
         if dataset is None
         else class_weights(config.loss.class_weights, dataset, config.input.train_split, world.device),

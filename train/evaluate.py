@@ -137,6 +137,11 @@ def metric_of(line: Mapping[str, Any]) -> str:
     return "map" if "map" in line else "top1"
 
 
+def rank(score: float, loss: float) -> tuple[float, float]:
+    """What orders evaluations, the best one last: by the metric that decides, equal ones by their loss."""
+    return score, -loss
+
+
 def eval_line(
     epoch: str, result: AnyResult, took_s: float, averaged: AnyResult | None = None, *, best: bool
 ) -> str:

@@ -21,6 +21,7 @@ from loader import (
     Transform,
     parse_policy,
 )
+from loader.arguments import check_threads
 from loader.cache import ShardCache, default_cache
 from loader.policies import Policy
 from shard.dataset import Dataset
@@ -86,11 +87,12 @@ class InputConfig:
     """Decoding threads per rank; None: this rank's share of the machine's cores."""
 
     def __post_init__(self) -> None:
-        """Reject an empty batch, and an augmentation that there is not."""
+        """Reject values out of range, and an augmentation that there is not."""
         if self.batch_size < 1:
             raise FeedlineError(f"batch_size is {self.batch_size}; it must be at least 1")
         if self.cache_gb is not None and not self.cache_gb > 0:
             raise FeedlineError(f"cache_gb is {self.cache_gb}; it must be positive")
+        check_threads(self.loader_threads, "loader_threads")
         self.train_transform()
         self.order()
 

@@ -61,18 +61,19 @@ def measure_memory(step: TrainStep, batch: Batch) -> Memory:
     )
 
 
-def largest(fits: Callable[[int], bool], limit: int, multiple: int = 8) -> tuple[int, int]:
+def largest(fits: Callable[[int], bool], limit: int, multiple: int = 8, least: int = 1) -> tuple[int, int]:
     """Find the largest power of two, and the largest multiple of `multiple` (or that power), that `fits`.
 
     Args:
         fits: whether a batch of this size fits; of a larger one it is not asked once it was False.
         limit: no larger one is tried.
         multiple: step of the finer search.
+        least: the first that is tried, a power of two.
 
     Returns:
-        Both sizes; (0, 0) if not even one sample fits.
+        Both sizes; (0, 0) if not even `least` fit.
     """
-    power, size = 0, 1
+    power, size = 0, least
     while size <= limit and fits(size):
         power, size = size, 2 * size
     low, high = power // multiple, (min(size - 1, limit)) // multiple

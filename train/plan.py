@@ -26,6 +26,7 @@ from train.inputs import eval_loader, train_loader
 from train.memory import fits_in_budget, fits_on_gpu, largest, measure_memory
 from train.mix import Mixing
 from train.model import check_sizes, make_model
+from train.norms import check_norms, lone_norms
 from train.optim import make_optimizer
 from train.pretrained import FROM_TIMM
 from train.resolution import size_at
@@ -46,7 +47,7 @@ class Kind:
     frozen: bool
 
 
-def check(config: Config, dataset: Dataset) -> str:
+def check(config: Config, dataset: Dataset, world: World) -> str:
     """Look for mistakes in flags, splits, durations and model, on the CPU and without training.
 
     Raises:
@@ -63,7 +64,9 @@ def check(config: Config, dataset: Dataset) -> str:
     net = make_model(model, len(dataset.classes), cpu, classes=dataset.classes)
     check_sizes(net, model.arch, image_sizes(config))
     make_optimizer(net.model, config.optim)
-    frozen_parameters(net.model, config.freeze)
+    frozen = frozen_parameters(net.model, config.freeze)
+    if not config.step.sync_bn or world.size == 1:
+        check_norms(net, config, length, world, frozen)
     return f"no mistake found: {model.arch}, {len(dataset.classes)} classes, {length.steps} steps"
 
 
@@ -174,9 +177,10 @@ def find_batch_size(config: Config, dataset: Dataset, world: World, memory_gib: 
     else:
         assert memory_gib is not None
         fits = fits_in_budget(step, side, classes, int(memory_gib * 2**30))
-    power, most = largest(fits, limit=len(dataset.split(config.input.train_split)))
+    least = 2 if lone_norms(step.net, side) else 1
+    power, most = largest(fits, limit=len(dataset.split(config.input.train_split)), least=least)
     if power == 0:
-        raise FeedlineError(f"--find-batch-size: not even one image of {side} px fits in memory")
+        raise FeedlineError(f"--find-batch-size: not even a batch of {least} at {side} px fits in memory")
     return batch_size_text(config, power, most)
 
 

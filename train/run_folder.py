@@ -33,7 +33,7 @@ class RunFolder:
         nonfinite: step, learning rate, sample ids and position, where a run broke.
         checkpoints: folder of the checkpoints.
         last: newest checkpoint.
-        best: checkpoint with the best top-1, or mAP on a multi-label dataset.
+        best: checkpoint with the best top-1, or mAP on a multi-label dataset; of equal ones that of the lowest loss.
         evaluations: folder of what `python -m train eval` found.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -10,7 +11,7 @@ from shard.dataset import Dataset
 from train.checkpoint import set_rng_state
 from train.config import Config, to_dict
 from train.distributed import World
-from train.evaluate import AnyResult, metric_of
+from train.evaluate import AnyResult, metric_of, rank
 from train.step import TrainStep
 from train.stop import Plateau, StopConfig
 from train.synthetic import SyntheticLoader
@@ -24,6 +25,7 @@ class RunState:
         step: optimiser steps done.
         best_top1: best evaluation so far, percent; -1 before the first, and always on a multi-label dataset.
         best_map: the same on a multi-label dataset.
+        best_loss: its loss; -inf before the first, and of a checkpoint that does not tell.
         best_epoch: its epoch, from 1.
         last_eval: fields of the newest result of `train.evaluate.evaluate`.
         losses: losses of the steps since the last line of metrics.
@@ -37,6 +39,7 @@ class RunState:
     step: int = 0
     best_top1: float = -1.0
     best_map: float = -1.0
+    best_loss: float = -math.inf
     best_epoch: int = 0
     last_eval: dict[str, Any] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
@@ -49,7 +52,8 @@ class RunState:
     def judge(self, epoch: int, result: AnyResult, averaged: AnyResult | None, stop: StopConfig) -> bool:
         """Take an evaluation in; sets `ended` where the run should end.
 
-        Who keeps an average wants that model: it alone decides what is best and when to stop.
+        Who keeps an average wants that model: it alone decides what is best and when to stop. Of equal ones the best is
+        that with the lower loss; to stop goes by its metric alone.
 
         Args:
             epoch: that was evaluated, from 1.
@@ -63,9 +67,10 @@ class RunState:
         self.last_eval = result.as_dict() | (averaged.as_dict("ema_") if averaged else {})
         judged = averaged or result
         best = f"best_{judged.metric}"
-        improved: bool = judged.score > getattr(self, best)
+        improved: bool = rank(judged.score, judged.loss) > rank(getattr(self, best), self.best_loss)
         if improved:
             setattr(self, best, judged.score)
+            self.best_loss = judged.loss
             self.best_epoch = epoch
         plateau = Plateau(**self.plateau)
         self.ended = plateau.observe(stop, judged.as_dict())

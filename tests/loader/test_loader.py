@@ -234,7 +234,8 @@ def test_a_closed_loader_says_so(dataset: Dataset) -> None:
     [
         ({"batch_size": 0}, "batch_size is 0"),
         ({"rank": 2, "world_size": 2}, "rank is 2"),
-        ({"threads": 0}, "threads is 0"),
+        ({"threads": 0}, "threads is 0; it must lie in 1 … 1024"),
+        ({"threads": 1025}, "threads is 1025; it must lie in 1 … 1024"),
         ({"backend": "ffcv"}, "backend is 'ffcv'; choose one of auto, dali, torch"),
         ({"device": "meta"}, "device is 'meta'"),
         ({"batch_size": 64, "drop_last": True}, "fewer than one global batch of 64"),

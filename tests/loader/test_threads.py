@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from loader.threads import ThreadPool
+from shard.errors import FeedlineError
 
 
 def names() -> list[str]:
@@ -61,3 +62,19 @@ def test_a_result_is_not_kept_by_an_idle_thread() -> None:
     pool.submit(lambda: None).result(5)  # the thread has come round
     assert result() is None
     pool.close()
+
+
+def test_a_system_that_starts_no_more_threads_is_told_of_and_those_it_did_start_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def few(thread: threading.Thread) -> None:
+        if len(names()) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", few)
+    with pytest.raises(FeedlineError, match=r"does not start 5 threads .*; use fewer threads"):
+        ThreadPool(5, "pool", 5.0)
+    assert names() == []

@@ -155,7 +155,7 @@ def children(pid: int) -> list[int]:
 def compare(whole: Run, killed: Run, data: Path) -> str:
     """Compare the two runs, and say what is equal; AssertionError where something is not."""
     a, b = (checkpoint.load(run.folder / "checkpoints" / "last.pt") for run in (whole, killed))
-    for part in ("step", "loader", "losses", "last_eval", "best_top1", "plateau"):
+    for part in ("step", "loader", "losses", "last_eval", "best_top1", "best_loss", "plateau"):
         assert a[part] == b[part], part
     for part in ("model", "optimizer", "scaler", "rng"):
         torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)

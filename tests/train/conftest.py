@@ -17,6 +17,7 @@ from PIL import Image
 
 from shard.__main__ import main as shard_main
 from tests.train.judged import lively_run
+from train.__main__ import main
 from train.trained import Trained, load_trained
 
 CLASSES = 6
@@ -104,3 +105,58 @@ def start_ranks() -> Callable[[list[str], int], list[subprocess.Popen[bytes]]]:
         ]
 
     return start
+
+
+@pytest.fixture(scope="session")
+def several_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dataset of grey tiles that are red, or have a white mark at the left, or both, or neither: 96 and 30."""
+    root = tmp_path_factory.mktemp("attributes")
+    rng = np.random.default_rng(0)
+    rows = ["path,label,split"]
+    for i in range(126):
+        pixels = rng.normal(100, 60, (16, 16, 3))
+        red, left = rng.random(2) < 0.5
+        pixels[..., 0] += 21 * red
+        pixels[4:12, 1:5] += 45 * left
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / f"{i}.jpg", quality=95)
+        names = "|".join(name for name, there in (("red", red), ("left", left)) if there)
+        rows.append(f"{i}.jpg,{names},{'train' if i < 96 else 'val'}")
+    (root / "list.csv").write_text("\n".join(rows))
+    command = ["build", str(root / "list.csv"), str(root / "data"), "--multi-label", "--workers", "1"]
+    assert shard_main(command) == 0
+    return root / "data"
+
+
+@pytest.fixture(scope="session")
+def several_flags(several_data: Path) -> list[str]:
+    """Flags of a training on it, of a few seconds."""
+    text = (
+        f"--data {several_data} --recipe digits --device cpu --arch test_efficientnet --batch-size 8 --size 16 --pad 0 "
+        f"--hflip 0 --eval-size 16 --eval-resize 16 --epochs 4 --warmup-epochs 1 --lr 0.02 --log-every 4 "
+        "--loader-threads 1"
+    )
+    return text.split()
+
+
+@pytest.fixture(scope="session")
+def several_run(several_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its run folder."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    assert main([*several_flags, "--run-dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def several_judged(several_run: Path) -> Path:
+    """Folder of that run's evaluation."""
+    assert main(["eval", str(several_run), "--device", "cpu", "--batch-size", "8"]) == 0
+    return several_run / "eval" / "data-val-best"
+
+
+@pytest.fixture(scope="session")
+def reported(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs with its report."""
+    root = tmp_path_factory.mktemp("run") / "mine"
+    assert main([*flags, "--epochs", "2", "--lr", "1e-4", "--run-dir", str(root)]) == 0
+    assert main(["report", str(root)]) == 0
+    return root

@@ -1,4 +1,4 @@
-"""`python -m train compare`: figures, the Pareto front, and tests with known results."""
+"""`python -m train compare`: figures of runs, what is the same data, and what is a mistake."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest
 
 from shard.errors import FeedlineError
 from tests.train.runs import make_run
@@ -25,13 +23,14 @@ from train.__main__ import main
 from train.assess.files import write_parquet
 from train.commands.compare import compare
 from train.commands.compare import main as compare_command
-from train.compare.pareto import COSTS, on_front, pareto_front
+from train.compare.pareto import COSTS, on_front
 from train.compare.runs import _names, differing
-from train.compare.significance import compare_all, holm, mcnemar, paired_interval
-from train.compare.tables import _settings, verdict
+from train.compare.significance import holm
+from train.compare.tables import _settings
 from train.config import load, save, to_dict
 
 CLASSES = ("ant", "bee", "cat")
+
 N = 200
 
 
@@ -105,56 +104,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         a_run(root / "slow", top1=75.0, wall_s=3600.0, lr=0.3, batch_size=32),
         a_run(root / "going", top1=70.0, wall_s=None, lr=0.3),
     ]
-
-
-def test_mcnemar_by_hand() -> None:
-    # 1 of 8 disagreements: 2 · (C(8,0) + C(8,1)) / 2⁸.
-    assert mcnemar(1, 7) == mcnemar(7, 1) == pytest.approx(2 * (1 + 8) / 256)
-    assert mcnemar(0, 0) == mcnemar(4, 4) == 1
-    assert mcnemar(30, 55) == pytest.approx(binomtest(30, 85, 0.5).pvalue)
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1, 1]
-    assert holm([0.2]) == [0.2]
-    assert holm([]) == []
-
-
-def test_the_interval_is_that_of_scipys_paired_bootstrap() -> None:
-    a, b = hits(150), hits(120, shift=60)
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    theirs = bootstrap(
-        (a.astype(float), b.astype(float)), lambda x, y, axis: 100 * (x.mean(axis) - y.mean(axis)), paired=True,
-        method="percentile", n_resamples=9999, rng=np.random.default_rng(1), vectorized=True,
-    ).confidence_interval  # fmt: skip
-    assert paired_interval(only_a, only_b, N) == pytest.approx((theirs.low, theirs.high), abs=0.75)
-    assert paired_interval(0, 0, N) == (0, 0)
-
-
-points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12)
-
-
-@settings(max_examples=50)
-@given(points)
-def test_the_front_beats_all_others_and_none_of_its_own(found: list[tuple[int, int]]) -> None:
-    front = pareto_front([c for c, _ in found], [v for _, v in found]).tolist()
-
-    def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
-        return one != other and one[0] <= other[0] and one[1] >= other[1]
-
-    best = [point for point, on in zip(found, front, strict=True) if on]
-    for point, on in zip(found, front, strict=True):
-        assert on != any(beats(other, point) for other in best)
-
-
-def test_only_the_samples_that_both_have_are_compared() -> None:
-    a = np.array([0, 1, 2]), np.array([True, True, False])
-    b = np.array([1, 2, 5]), np.array([False, False, True])
-    (pair,) = compare_all({"a": a, "b": b})
-    assert (pair.samples, pair.only_a, pair.only_b, pair.top1_a, pair.top1_b) == (2, 1, 0, 50, 0)
-    assert not pair.significant
-    assert verdict(pair) == "a and b: no significant difference (p = 1)"
 
 
 def test_figures_of_runs(runs: list[Path]) -> None:

@@ -117,6 +117,8 @@ COMBINATIONS = {
     "--patience 0": "patience is 0",
     "--keep-last 0": "keep_last is 0",
     "--checkpoint-every 0": "checkpoint_every is 0",
+    "--loader-threads 0": "loader_threads is 0; it must lie in 1 … 1024",
+    "--loader-threads 100000": "loader_threads is 100000; it must lie in 1 … 1024",
     "--log-every 0": "log_every is 0",
     "--profile-steps 0": "profile_steps is 0",
     "--timeout-s 0": "timeout_s is 0",

@@ -203,7 +203,7 @@ def test_find_batch_size_on_a_cpu_wants_a_budget(
     assert main([*flags, "--find-batch-size", "--memory-gib", "0.005"]) == 0
     assert "largest micro-batch per rank at 24 px:" in capsys.readouterr().out
     assert main([*flags, "--find-batch-size", "--memory-gib", "0.0001"]) == 1
-    assert "not even one image" in capsys.readouterr().err
+    assert "not even a batch of 2 at 24 px" in capsys.readouterr().err
     assert files(tmp_path) == []
 
 

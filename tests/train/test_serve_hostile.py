@@ -177,24 +177,32 @@ def test_slow_clients(lively: Trained, photos: list[bytes]) -> None:
 
 
 def test_a_drip_keeps_no_connection(lively: Trained) -> None:
-    with served(lively, Limits(upload_timeout_s=0.2)) as server, pytest.raises(OSError):  # noqa: PT012
-        connection = socket.create_connection(("127.0.0.1", server.port), 20)
-        connection.sendall(b"POST /predict HTTP/1.1\r\n")
+    def drip(connection: socket.socket) -> None:
         end = time.monotonic() + 20
         while time.monotonic() < end:
             connection.sendall(b"a: b\r\n")
             time.sleep(0.02)
 
+    with (
+        served(lively, Limits(upload_timeout_s=0.2)) as server,
+        socket.create_connection(("127.0.0.1", server.port), 20) as connection,
+    ):
+        connection.sendall(b"POST /predict HTTP/1.1\r\n")
+        with pytest.raises(OSError):
+            drip(connection)
+
 
 def test_who_does_not_read_the_answer_keeps_no_connection(lively: Trained, photos: list[bytes]) -> None:
+    def ask_on(connection: socket.socket) -> None:
+        while True:
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+
     with served(lively, Limits(upload_timeout_s=0.3)) as server, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(20)
         connection.connect(("127.0.0.1", server.port))
-        request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
-        with pytest.raises(OSError) as error:  # noqa: PT012  (reset, or a broken pipe; not the time of 20 s)
-            while True:
-                connection.sendall(request * 1000)
+        with pytest.raises(OSError) as error:  # reset, or a broken pipe; not the time of 20 s
+            ask_on(connection)
         assert not isinstance(error.value, TimeoutError)
         assert server.send(photos[0]).status == 200
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -17,7 +16,6 @@ from PIL import Image
 
 from shard.errors import FeedlineError
 from tests.train.played import PLAN, Part, Stage, good
-from train.__main__ import main
 from train.cli import parse
 from train.stop import Stopped
 from train.sweep.loop import Sweep
@@ -283,38 +281,3 @@ def test_the_loss_is_minimised(empty: Path, tmp_path: Path) -> None:
     assert study.best is not None
     assert (study.best.number, study.best.value) == (2, pytest.approx(1 / 3))
     assert report(study).splitlines()[3].split()[0] == "2"
-
-
-def test_the_command(flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A real trial; then the same again, and a look at it."""
-    base = (
-        " ".join(flags)
-        .replace("--lr 0.02 ", "")
-        .replace("--epochs 3", "--epochs 1")
-        .replace("--warmup-epochs 1", "--warmup 0ep")
-    )
-    words = [
-        *base.split(),
-        "--search",
-        "lr=log(1e-3,1e-1)",
-        "--trials",
-        "1",
-        "--study",
-        str(tmp_path / "study"),
-    ]
-    assert main(["sweep", *words]) == 0
-    out = capfd.readouterr()
-    assert re.search(r"^trial 0: top-1 [\d.]+ % after 1 epochs$", out.err, re.MULTILINE)
-    assert "1 trials (1 finished)" in out.out
-    run_folder = tmp_path / "study" / "trial-0000"
-    assert {"config.yaml", "metrics.jsonl", "summary.json", "output.log"} <= {
-        p.name for p in run_folder.iterdir()
-    }
-    assert main(["sweep", *words]) == 0
-    assert "trial 0: lr" not in capfd.readouterr().err
-    assert main(["sweep", "--show", str(tmp_path / "study")]) == 0
-    shown = capfd.readouterr()
-    assert "best: trial 0" in shown.out
-    assert "one flag alone was searched" in shown.err
-    assert main(["sweep", *words, "--label-smoothing", "0.3"]) == 1
-    assert "--label-smoothing 0.1 → 0.3" in capfd.readouterr().err

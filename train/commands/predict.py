@@ -14,6 +14,7 @@ from train.commands.computing import add_computing, with_decoding
 from train.commands.options import add_network, find_device, positive, require_folder
 from train.commands.outside import add_exif, lines, tell_sideways, with_exif
 from train.inference import Network
+from train.multi_label import THRESHOLD
 from train.predict import Bad, Prediction, Predictor, find_images, predict
 from train.predict.writers import FORMATS, SUFFIXES, WRITERS, printable, save_parquet
 from train.trained import load_trained
@@ -64,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
             raise FeedlineError(f"cannot write the predictions: {error.strerror or error}") from error
     if options.out is not None:
         print(f"{options.out}: {tally.good:,} predictions")
+    if form == "table" and trained.multi_label:
+        print(f"* counts as predicted: at least {100 * THRESHOLD:g} %", file=sys.stderr)
     tell_sideways(tally.sideways, options.exif)
     if tally.bad:
         print(f"{tally.bad:,} could not be predicted", file=sys.stderr)

@@ -61,7 +61,8 @@ def _search(options: argparse.Namespace, flags: list[str]) -> int:
     from train.sweep.study import DATABASE, Study, settle
 
     space = parse_search(options.search, flag_names())
-    checked = check_plan(Plan(flags=tuple(flags), space=space, metric=options.metric, prune=options.prune))
+    plan = Plan(flags=tuple(flags), space=space, metric=options.metric or "top1", prune=options.prune)
+    checked = check_plan(plan, metric_given=options.metric is not None)
     root = options.study or Path("sweeps") / checked.config.recipe
     settle(root, checked)
     study = Study(root, checked.plan, checked.config.seed)
@@ -128,9 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--metric",
         choices=("top1", "top5", "map", "loss"),
-        default="top1",
-        help="of the evaluation after each epoch; a trial counts by its best one (default: top1; multi-label datasets "
-        "have map)",
+        help="of the evaluation after each epoch; a trial counts by its best one (default: top1, of multi-label "
+        "datasets map)",
     )
     add(
         "--prune",

@@ -28,12 +28,14 @@ class Prediction:
         classes: names of the k likeliest classes, the likeliest first.
         probabilities: float32 values, theirs.
         sideways: whether its camera noted that it is to be turned, which the run's dataset does not do.
+        multi_label: whether each class is judged by itself, so that any number of them may be predicted.
     """
 
     name: str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
     sideways: bool = False
+    multi_label: bool = False
 
 
 class Predictor:
@@ -52,6 +54,7 @@ class Predictor:
     def __init__(self, trained: Trained, network: Network, *, batch_size: int, top: int = 5) -> None:
         self.batch_size, self.policy = batch_size, trained.images
         self._classes, self._network, self._top = trained.classes, network, top
+        self._multi_label = trained.multi_label
         self._pixels = Pixels(trained, network.device, batch_size)
         self.threads = self._pixels.threads
 
@@ -85,7 +88,8 @@ class Predictor:
                 name, "the network's output is not finite; try --precision fp32, or an earlier --checkpoint"
             )
         classes = tuple(self._classes[label] for label in labels)
-        return Prediction(name, classes, tuple(shares), is_sideways(image, self.policy))
+        sideways = is_sideways(image, self.policy)
+        return Prediction(name, classes, tuple(shares), sideways, self._multi_label)
 
     def __enter__(self) -> Predictor:
         """Return itself."""

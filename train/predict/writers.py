@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from train.assess.files import write_parquet
 from train.assess.report import align
+from train.multi_label import THRESHOLD
 from train.predict.predictor import Prediction
 
 SUFFIXES = {"": "table", ".txt": "table", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
@@ -19,10 +20,16 @@ _ROWS = 100  # of a table, for which columns are aligned
 
 
 def write_table(rows: Iterable[Prediction], file: IO[str], top: int) -> None:
-    """Aligned columns for people: name, then each class with its probability in percent."""
+    """Aligned columns for people: name, then each class with its probability in percent.
+
+    Of a multi-label network those that count as predicted have a star: rounded, 49.96 would look like one.
+    """
     block: list[tuple[str, ...]] = []
     for row in rows:
         cells = [f"{c} {100 * p:.1f} %" for c, p in zip(row.classes, row.probabilities, strict=True)]
+        if row.multi_label:
+            stars = ("*" if p >= THRESHOLD else " " for p in row.probabilities)
+            cells = [f"{cell} {star}" for cell, star in zip(cells, stars, strict=True)]
         block.append((printable(row.name), *cells))
         if len(block) == _ROWS:
             _print(block, file)

@@ -13,7 +13,7 @@ from shard.errors import FeedlineError
 from train import summary
 from train.assess.figures import bootstrap_interval
 from train.config import Config, load
-from train.evaluate import metric_of
+from train.evaluate import metric_of, rank
 from train.metrics import read_lines
 from train.run_folder import RunFolder
 
@@ -54,8 +54,9 @@ class Record:
 
     @property
     def best(self) -> Line | None:
-        """Line of the best evaluation, the first of equal ones."""
-        return max(self.evaluations, key=lambda line: line[f"{self.judged}{self.metric}"], default=None)
+        """Line of the best evaluation."""
+        score, loss = f"{self.judged}{self.metric}", f"{self.judged}loss"
+        return max(self.evaluations, key=lambda line: rank(line[score], line[loss]), default=None)
 
     @property
     def steps_per_epoch(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,6 +11,7 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.cli import UsageError, flag_names, parse
 from train.config import Config, differences, from_dict, to_dict
+from train.distributed import World
 from train.labels import fitted
 from train.plan import check
 from train.settle import settled
@@ -84,8 +85,12 @@ class Checked:
     fingerprint: str
 
 
-def check_plan(plan: Plan) -> Checked:
+def check_plan(plan: Plan, *, metric_given: bool = True) -> Checked:
     """Do what `python -m train --check` does with the extremes of every range, and with every choice once.
+
+    Args:
+        plan: to be checked.
+        metric_given: whether its metric was asked for; if not, it becomes the one that decides on the dataset.
 
     Raises:
         FeedlineError: the first mistake, with the flags that make it.
@@ -100,11 +105,13 @@ def check_plan(plan: Plan) -> Checked:
             assert config.data is not None  # parse() sees to it
             dataset = Dataset.open(config.data)
             config = fitted(config, dataset, options.given)
-            check(settled(config, None, options.given), dataset)
+            check(settled(config, None, options.given), dataset, World())
         except (UsageError, FeedlineError) as error:
             searched = " ".join(flags[len(plan.flags) :])
             raise FeedlineError(f"a trial could not run, with {searched}: {error}") from error
         configs.append(config)
+    if not metric_given:
+        plan = replace(plan, metric="map" if dataset.multi_label else "top1")
     _require_metric(plan.metric, dataset)
     return Checked(plan=plan, config=configs[0], fingerprint=dataset.fingerprint)
 
