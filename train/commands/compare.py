@@ -7,16 +7,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from shard.errors import FeedlineError
 from train.assess.picture import has_matplotlib
 from train.commands.options import require_folder, with_suffix
 from train.compare.evaluations import require_comparable, shared
+from train.compare.multi_label import compare_maps
 from train.compare.pareto import COSTS, on_front
 from train.compare.picture import draw
-from train.compare.runs import Run, differing, read_runs
+from train.compare.runs import FIGURES, Run, common_metric, differing, read_runs
 from train.compare.significance import compare_all
 from train.compare.tables import FORMATS, Comparison
+from train.evaluate import METRICS
 
 _DESCRIPTION = """Hold runs against each other: accuracy, loss, images/s, time, energy, parameters, operations; settings
 that differ; and, where `python -m train eval` has judged them on the same samples, whether they differ in accuracy by
@@ -42,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
             print(options.picture, file=sys.stderr)
         else:
             raise FeedlineError(
-                f"no picture: no run has both a top-1 and a {found.cost.label}; choose another --cost"
+                f"no picture: no run has both a {METRICS[found.metric]} and a {found.cost.label}; choose another --cost"
             )
     return 0
 
@@ -55,25 +58,30 @@ def compare(roots: Sequence[Path], cost: str = "time") -> Comparison:
         cost: one of `COSTS`.
 
     Raises:
-        FeedlineError: one is no run, or they were evaluated on different data.
+        FeedlineError: one is no run, they were evaluated on different data, or only some of it is multi-label.
     """
     runs = read_runs(roots)
+    metric = common_metric(runs)
     common = shared(runs)
     require_comparable(runs, common)
     if not common.lacking:  # whatever each run was evaluated on while it trained, these are the same samples
-        runs = [_judged(run, common.evaluated[run.name].figures) for run in runs]
+        runs = [_judged(run, common.evaluated[run.name].figures, metric) for run in runs]
+    evaluated = common.evaluated.items()
     return Comparison(
         runs=runs,
+        metric=metric,
         differing=differing(runs),
         cost=COSTS[cost],
         front=on_front(runs, COSTS[cost]),
         shared=common,
-        pairs=compare_all({name: one.right() for name, one in common.evaluated.items()}),
+        pairs=compare_maps({name: one.answers() for name, one in evaluated})
+        if metric == "map"
+        else compare_all({name: one.right() for name, one in evaluated}),
     )
 
 
-def _judged(run: Run, figures: dict[str, float]) -> Run:
-    return replace(run, top1=figures["top1"], top5=figures["top5"], loss=figures["loss"])
+def _judged(run: Run, figures: dict[str, Any], metric: str) -> Run:
+    return replace(run, **{name: figures[name] for name in FIGURES[metric]})
 
 
 def _parser() -> argparse.ArgumentParser:
