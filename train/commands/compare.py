@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from train.compare.runs import FIGURES, Run, common_metric, differing, read_runs
 from train.compare.significance import compare_all
 from train.compare.tables import FORMATS, Comparison
 from train.evaluate import METRICS
+from train.progress import Progress
 
 _DESCRIPTION = """Hold runs against each other: accuracy, loss, images/s, time, energy, parameters, operations; settings
 that differ; and, where `python -m train eval` has judged them on the same samples, whether they differ in accuracy by
@@ -38,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error("give two runs or more")
     if options.picture is not None and not has_matplotlib():
         raise FeedlineError("--picture needs matplotlib: pip install 'feedline[plot]'")
-    found = compare([require_folder(path) for path in options.runs], options.cost)
+    progress = Progress(active=sys.stderr.isatty())
+    found = compare([require_folder(path) for path in options.runs], options.cost, progress.update)
     print(FORMATS[options.format](found))
     if options.picture is not None:
         if draw(found, options.picture):
@@ -50,12 +52,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def compare(roots: Sequence[Path], cost: str = "time") -> Comparison:
+def compare(
+    roots: Sequence[Path], cost: str = "time", progress: Callable[[str], None] = lambda text: None
+) -> Comparison:
     """Compare the runs in these folders.
 
     Args:
         roots: two or more.
         cost: one of `COSTS`.
+        progress: see `compare_maps`.
 
     Raises:
         FeedlineError: one is no run, they were evaluated on different data, or only some of it is multi-label.
@@ -74,7 +79,7 @@ def compare(roots: Sequence[Path], cost: str = "time") -> Comparison:
         cost=COSTS[cost],
         front=on_front(runs, COSTS[cost]),
         shared=common,
-        pairs=compare_maps({name: one.answers() for name, one in evaluated})
+        pairs=compare_maps({name: one.answers() for name, one in evaluated}, progress)
         if metric == "map"
         else compare_all({name: one.right() for name, one in evaluated}),
     )

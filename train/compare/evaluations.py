@@ -51,15 +51,15 @@ class Evaluated:
         return table["id"].to_numpy().astype(np.int64), table["right"].to_numpy()
 
     def answers(self) -> Answers:
-        """What the network said to samples of a multi-label dataset; the classes by name, whatever their numbers.
+        """What the network said to the samples of a multi-label dataset, the classes in order of their names.
 
         Raises:
             FeedlineError: the file cannot be read.
         """
         table = self._read("id", "classes", "probabilities")
         given = list(self.figures["classes"])
-        order = sorted(range(len(given)), key=given.__getitem__)
-        classes = [given[i] for i in order]
+        classes = sorted(given)
+        order = [given.index(name) for name in classes]
         lists, shares = (table[name].combine_chunks() for name in ("classes", "probabilities"))
         targets = np.zeros((len(table), len(given)), np.bool_)
         rows = np.repeat(np.arange(len(table)), pc.list_value_length(lists))

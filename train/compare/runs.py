@@ -20,10 +20,8 @@ from train.model import make_model
 from train.run_folder import RunFolder
 from train.summary import read as read_summary
 
-FIGURES = {
-    "top1": ("top1", "top5", "loss"),
-    "map": ("map", "loss"),
-}  # of an evaluation, by the metric that decides
+# Figures of an evaluation, by the metric that decides.
+FIGURES = {"top1": ("top1", "top5", "loss"), "map": ("map", "loss")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +108,8 @@ def common_metric(runs: Sequence[Run]) -> str:
     if len(first) > 1:
         single, several = first["top1"], first["map"]
         raise FeedlineError(
-            f"comparing {single.root} (one class a sample, {METRICS['top1']}) and {several.root} (multi-label, "
-            f"{METRICS['map']}) says nothing: their accuracies are different things; compare the runs of one kind "
-            "at a time"
+            f"comparing {single.root} (one class a sample: {METRICS['top1']}) and {several.root} (multi-label: "
+            f"{METRICS['map']}) says nothing; compare runs of one kind at a time"
         )
     return next(iter(first), "top1")
 
@@ -146,10 +143,8 @@ def _read(root: Path, name: str) -> Run:
     lines = [line for line in read_lines(folder.metrics) if line.get("kind") == "train"]
     evaluation = best["last_eval"] if best is not None else {}
     averaged = f"ema_{metric}" in evaluation
-    figures = (
-        evaluation.get(f"{'ema_' if averaged else ''}{name}") for name in ("top1", "top5", "map", "loss")
-    )
-    top1, top5, mean_precision, loss = figures
+    prefix = "ema_" if averaged else ""
+    figures = {name: evaluation.get(prefix + name) for name in ("top1", "top5", "map", "loss")}
     parameters, gflops = _size(config, len(newest["classes"])) if newest is not None else (None, None)
     epochs = int(summary.get("epochs") or (newest["epoch"] if newest is not None else 0))
     return Run(
@@ -160,10 +155,7 @@ def _read(root: Path, name: str) -> Run:
         finished=bool(summary),
         status=_status(config, summary, epochs),
         metric=metric,
-        top1=top1,
-        top5=top5,
-        map=mean_precision,
-        loss=loss,
+        **figures,
         averaged=averaged,
         best_epoch=int(best["epoch"]) if best is not None else None,
         epochs=epochs,

@@ -42,7 +42,6 @@ class Pair:
     p: float
     adjusted_p: float
 
-    metric: ClassVar[str] = "top1"
     method: ClassVar[str] = "paired bootstrap, McNemar's exact test"
 
     @property
