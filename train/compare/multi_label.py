@@ -98,7 +98,7 @@ class WeightedMap:
         last = np.ones(ranked.shape, np.bool_)  # of its equals
         last[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
         ends = np.flatnonzero(last)
-        # All classes stand in one row, one after the other. A positive: a sample, where it is of the class at that place.
+        # All classes stand in one row, one after the other; a positive is a sample that is of the class there.
         self._samples = order.T.ravel()
         places = np.flatnonzero(np.take_along_axis(targets, order, axis=0).T)
         self._positives = self._samples[places]
