@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shard.errors import FeedlineError
 from train.assess.files import FIGURES, PREDICTIONS
+from train.compare.multi_label import Answers
 from train.compare.runs import Run
 from train.run_folder import RunFolder
 
@@ -44,14 +47,38 @@ class Evaluated:
         Raises:
             FeedlineError: the file cannot be read.
         """
+        table = self._read("id", "right")
+        return table["id"].to_numpy().astype(np.int64), table["right"].to_numpy()
+
+    def answers(self) -> Answers:
+        """What the network said to the samples of a multi-label dataset, the classes in order of their names.
+
+        Raises:
+            FeedlineError: the file cannot be read.
+        """
+        table = self._read("id", "classes", "probabilities")
+        given = list(self.figures["classes"])
+        classes = sorted(given)
+        order = [given.index(name) for name in classes]
+        lists, shares = (table[name].combine_chunks() for name in ("classes", "probabilities"))
+        targets = np.zeros((len(table), len(given)), np.bool_)
+        rows = np.repeat(np.arange(len(table)), pc.list_value_length(lists))
+        targets[rows, pc.index_in(lists.flatten(), pa.array(classes, pa.string()))] = True
+        return Answers(
+            ids=table["id"].to_numpy().astype(np.int64),
+            classes=tuple(classes),
+            targets=targets,
+            probabilities=shares.flatten().to_numpy().reshape(targets.shape)[:, order],
+        )
+
+    def _read(self, *columns: str) -> pa.Table:
         path = self.folder / PREDICTIONS
         try:
-            table = pq.read_table(path, columns=["id", "right"])
+            return pq.read_table(path, columns=list(columns))
         except (OSError, ValueError, KeyError) as error:  # Arrow's errors are ValueErrors
             raise FeedlineError(
                 f"cannot read {path}: {error}; evaluate again, as `python -m train eval`"
             ) from error
-        return table["id"].to_numpy().astype(np.int64), table["right"].to_numpy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +131,7 @@ def require_comparable(runs: Sequence[Run], common: Shared) -> None:
     Raises:
         FeedlineError: says which run was evaluated on what.
     """
-    on = {run.name: (run.fingerprint, run.config.input.eval_split) for run in runs if run.top1 is not None}
+    on = {run.name: (run.fingerprint, run.config.input.eval_split) for run in runs if run.score is not None}
     if len(set(on.values())) <= 1 or not common.lacking:
         return
     texts = [

@@ -56,11 +56,11 @@ def pareto_front(costs: npt.ArrayLike, values: npt.ArrayLike) -> npt.NDArray[np.
 
 
 def on_front(runs: list[Run], cost: Cost) -> list[bool]:
-    """Which runs are on the front of top-1 against a cost: of the finished ones that have recorded both."""
+    """Which runs are on the front of accuracy against a cost: of the finished ones that have recorded both."""
     points = {
-        at: (found if cost.less else -found, run.top1)
+        at: (found if cost.less else -found, run.score)
         for at, run in enumerate(runs)
-        if run.finished and run.top1 is not None and (found := cost.of(run)) is not None
+        if run.finished and run.score is not None and (found := cost.of(run)) is not None
     }
     if not points:
         return [False] * len(runs)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from train.compare.tables import Comparison
+from train.evaluate import METRICS
 from train.whole import whole
 
 _BLUE, _GREY = "#0072B2", "#8a8a8a"  # told apart by people with any colour vision, and by shape
@@ -14,11 +15,11 @@ _LOG = 20  # largest cost over smallest, from which on the axis is logarithmic
 
 
 def draw(found: Comparison, path: Path) -> int:
-    """Write a PNG; returns how many runs are in it: those with a top-1 and a cost. Of none nothing is written."""
+    """Write a PNG; returns how many runs are in it: those with an accuracy and a cost. Of none nothing is written."""
     points = [
-        (run, cost, run.top1, front)
+        (run, cost, run.score, front)
         for run, front in zip(found.runs, found.front, strict=True)
-        if run.top1 is not None and (cost := found.cost.of(run)) is not None
+        if run.score is not None and (cost := found.cost.of(run)) is not None
     ]
     if not points:
         return 0
@@ -28,7 +29,7 @@ def draw(found: Comparison, path: Path) -> int:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    front = sorted(((cost, top1) for _, cost, top1, on in points if on), key=lambda point: point[0])
+    front = sorted(((cost, score) for _, cost, score, on in points if on), key=lambda point: point[0])
     if front:
         # What the front reaches at a cost between two runs is what the cheaper of them does.
         steps = "steps-post" if found.cost.less else "steps-pre"
@@ -40,7 +41,7 @@ def draw(found: Comparison, path: Path) -> int:
         "unfinished": ("^", lambda run, on: not run.finished),
     }
     for label, (mark, of) in kinds.items():
-        chosen = [(cost, top1) for run, cost, top1, on in points if of(run, on)]
+        chosen = [(cost, score) for run, cost, score, on in points if of(run, on)]
         if chosen:
             colour = _BLUE if label == "Pareto front" else _GREY
             fill = "none" if label == "unfinished" else colour
@@ -52,12 +53,12 @@ def draw(found: Comparison, path: Path) -> int:
         axes.set_xscale("log")
     axes.margins(x=0.12, y=0.15)
     axes.set_xlabel(f"{found.cost.label}  ({'less' if found.cost.less else 'more'} is better)")
-    axes.set_ylabel("top-1, %")
+    axes.set_ylabel(f"{METRICS[found.metric]}, %")
     axes.set_title("Accuracy against cost", fontsize=11)
     axes.grid(alpha=0.25)
     figure.legend(fontsize=9, loc="outside lower center", ncols=4)
     if len(points) <= _NAMED:
-        _name(figure, axes, [(run.name, cost, top1) for run, cost, top1, _ in points])
+        _name(figure, axes, [(run.name, cost, score) for run, cost, score, _ in points])
     with whole(path) as aside:
         figure.savefig(aside, dpi=130, format="png")
     plt.close(figure)
@@ -65,8 +66,8 @@ def draw(found: Comparison, path: Path) -> int:
 
 
 def _intervals(axes: Any, found: Comparison, costs: dict[str, float]) -> None:
-    """Draw 95 % intervals of top-1 where all runs were evaluated on the same samples."""
-    if found.shared.lacking:
+    """Draw 95 % intervals of top-1 where all runs were evaluated on the same samples; of mAP `eval` gives none."""
+    if found.shared.lacking or found.metric != "top1":
         return
     for name, one in found.shared.evaluated.items():
         if name in costs:
@@ -79,10 +80,10 @@ def _name(figure: Any, axes: Any, points: list[tuple[str, float, float]]) -> Non
     figure.draw_without_rendering()  # now the axes have their place
     width, height = (size * figure.dpi / 72 for size in (70, 9))  # of a name, pixels
     placed: list[tuple[float, float]] = []
-    for name, cost, top1 in sorted(points, key=lambda point: -point[2]):
-        x, y = axes.transData.transform((cost, top1))
+    for name, cost, score in sorted(points, key=lambda point: -point[2]):
+        x, y = axes.transData.transform((cost, score))
         lowest = min((other for at, other in placed if abs(at - x) < width), default=float("inf"))
         down = max(0.0, y - (lowest - height))
         placed.append((x, y - down))
         below = 3 - down * 72 / figure.dpi  # points; a little above a front that goes on to the right
-        axes.annotate(name, (cost, top1), xytext=(7, below), textcoords="offset points", fontsize=8)
+        axes.annotate(name, (cost, score), xytext=(7, below), textcoords="offset points", fontsize=8)

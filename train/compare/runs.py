@@ -11,14 +11,17 @@ from typing import Any
 import torch
 
 from shard.errors import FeedlineError
-from shard.labels import require_single
 from train import checkpoint
 from train.config import Config, flat, load
+from train.evaluate import METRICS
 from train.flops import forward_flops
 from train.metrics import read_lines
 from train.model import make_model
 from train.run_folder import RunFolder
 from train.summary import read as read_summary
+
+# Figures of an evaluation, by the metric that decides.
+FIGURES = {"top1": ("top1", "top5", "loss"), "map": ("map", "loss")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +35,10 @@ class Run:
         fingerprint: of the dataset; None before the first checkpoint.
         finished: whether it came to its end.
         status: in words.
+        metric: that decides, one of `METRICS`; None before the first checkpoint.
         top1: percent, of the best evaluation.
         top5: percent, of the same.
+        map: percent, of the same, of a multi-label dataset.
         loss: of the same.
         averaged: whether these are of the averaged weights, as they are where the run kept them.
         best_epoch: of that evaluation, from 1.
@@ -52,8 +57,10 @@ class Run:
     fingerprint: str | None
     finished: bool
     status: str
+    metric: str | None
     top1: float | None
     top5: float | None
+    map: float | None
     loss: float | None
     averaged: bool
     best_epoch: int | None
@@ -65,6 +72,11 @@ class Run:
     gflops: float | None
     device: str | None
 
+    @property
+    def score(self) -> float | None:
+        """What the metric says, percent."""
+        return self.map if self.metric == "map" else self.top1
+
 
 def read_runs(roots: Sequence[Path]) -> list[Run]:
     """Read runs.
@@ -73,7 +85,7 @@ def read_runs(roots: Sequence[Path]) -> list[Run]:
         roots: their folders.
 
     Raises:
-        FeedlineError: one is no run folder, is there twice, or is of a multi-label dataset.
+        FeedlineError: one is no run folder, or is there twice.
     """
     resolved = [root.resolve() for root in roots]
     for at, root in enumerate(roots):
@@ -84,6 +96,22 @@ def read_runs(roots: Sequence[Path]) -> list[Run]:
         if resolved.index(resolved[at]) != at:
             raise FeedlineError(f"{root} is given twice; leave one out")
     return [_read(root, name) for root, name in zip(roots, _names(resolved), strict=True)]
+
+
+def common_metric(runs: Sequence[Run]) -> str:
+    """The metric that decides in all of them.
+
+    Raises:
+        FeedlineError: some are of multi-label datasets, others are not.
+    """
+    first = {run.metric: run for run in reversed(runs) if run.metric is not None}
+    if len(first) > 1:
+        single, several = first["top1"], first["map"]
+        raise FeedlineError(
+            f"comparing {single.root} (one class a sample: {METRICS['top1']}) and {several.root} (multi-label: "
+            f"{METRICS['map']}) says nothing; compare runs of one kind at a time"
+        )
+    return next(iter(first), "top1")
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -111,14 +139,12 @@ def _read(root: Path, name: str) -> Run:
     best = checkpoint.load(folder.best) if folder.best.exists() else None
     # Of a finished run the summary tells how far it came.
     newest = checkpoint.load(folder.last) if folder.last.exists() and not (summary and best) else best
-    several = bool((best or newest or {}).get("multi_label"))
-    require_single(several, f"comparing {root}", "best_map in its summary.json tells how good it is")
+    metric = None if newest is None else "map" if newest.get("multi_label") else "top1"
     lines = [line for line in read_lines(folder.metrics) if line.get("kind") == "train"]
     evaluation = best["last_eval"] if best is not None else {}
-    averaged = "ema_top1" in evaluation
-    top1, top5, loss = (
-        evaluation.get(f"{'ema_' if averaged else ''}{name}") for name in ("top1", "top5", "loss")
-    )
+    averaged = f"ema_{metric}" in evaluation
+    prefix = "ema_" if averaged else ""
+    figures = {name: evaluation.get(prefix + name) for name in ("top1", "top5", "map", "loss")}
     parameters, gflops = _size(config, len(newest["classes"])) if newest is not None else (None, None)
     epochs = int(summary.get("epochs") or (newest["epoch"] if newest is not None else 0))
     return Run(
@@ -128,9 +154,8 @@ def _read(root: Path, name: str) -> Run:
         fingerprint=newest.get("fingerprint") if newest is not None else None,
         finished=bool(summary),
         status=_status(config, summary, epochs),
-        top1=top1,
-        top5=top5,
-        loss=loss,
+        metric=metric,
+        **figures,
         averaged=averaged,
         best_epoch=int(best["epoch"]) if best is not None else None,
         epochs=epochs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,13 @@ class Pair:
     interval: tuple[float, float]
     p: float
     adjusted_p: float
+
+    method: ClassVar[str] = "paired bootstrap, McNemar's exact test"
+
+    @property
+    def scores(self) -> tuple[float, float]:
+        """Of a and b, percent."""
+        return self.top1_a, self.top1_b
 
     @property
     def significant(self) -> bool:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from train.assess.report import align
 from train.compare.evaluations import Shared
+from train.compare.multi_label import MapPair
 from train.compare.pareto import Cost
-from train.compare.runs import Run
+from train.compare.runs import FIGURES, Run
 from train.compare.significance import Pair
+from train.evaluate import METRICS
 from train.progress import clock
 
 Rows = list[tuple[str, ...]]
+AnyPair = Pair | MapPair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,7 @@ class Comparison:
 
     Attributes:
         runs: in the order in which they were given.
+        metric: of their accuracy, one of `METRICS`.
         differing: settings that are not the same in all, values in the order of the runs.
         cost: that accuracy is held against.
         front: which runs are on the Pareto front.
@@ -33,11 +37,12 @@ class Comparison:
     """
 
     runs: list[Run]
+    metric: str
     differing: dict[str, list[Any]]
     cost: Cost
     front: list[bool]
     shared: Shared
-    pairs: list[Pair]
+    pairs: Sequence[AnyPair]
 
 
 _BESIDE = 4  # runs whose settings stand beside each other
@@ -47,6 +52,7 @@ _COLUMNS: dict[str, Callable[[Run], str]] = {
     "status": lambda run: run.status,
     "top-1 %": lambda run: _text(run.top1, ".2f"),
     "top-5 %": lambda run: _text(run.top5, ".2f"),
+    "mAP %": lambda run: _text(run.map, ".2f"),
     "loss": lambda run: _text(run.loss, ".4f"),
     "best epoch": lambda run: _text(run.best_epoch, "d"),
     "epochs": lambda run: _text(run.epochs, "d"),
@@ -110,7 +116,7 @@ def records(found: Comparison) -> list[dict[str, Any]]:
     rows = []
     for at, (run, front) in enumerate(zip(found.runs, found.front, strict=True)):
         names = (
-            "name", "root", "status", "top1", "top5", "loss", "best_epoch", "epochs", "images_per_s", "time_s",
+            "name", "root", "status", *FIGURES[found.metric], "best_epoch", "epochs", "images_per_s", "time_s",
             "energy_kj", "parameters", "gflops", "device",
         )  # fmt: skip
         config = {key: values[at] for key, values in found.differing.items()}
@@ -135,9 +141,10 @@ def _figures(found: Comparison) -> Rows:
 
 def _front(found: Comparison) -> tuple[str, str]:
     names = [run.name for run, front in zip(found.runs, found.front, strict=True) if front]
+    metric = METRICS[found.metric]
     if not names:
-        return f"no finished run has both a top-1 and a {found.cost.label}", ""
-    return f"best top-1 for its {found.cost.label} (Pareto front): {', '.join(names)}", ""
+        return f"no finished run has both a {metric} and a {found.cost.label}", ""
+    return f"best {metric} for its {found.cost.label} (Pareto front): {', '.join(names)}", ""
 
 
 def _settings(found: Comparison) -> Rows:
@@ -151,30 +158,16 @@ def _significance(found: Comparison, layout: Callable[[Rows], str]) -> list[tupl
     shared, sections = found.shared, []
     if found.pairs:
         many = len(found.pairs) > 1
-        head = (
-            "a – b",
-            "top-1 %",
-            "difference",
-            "95 % interval",
-            "a alone right",
-            "b alone right",
-            "p",
-            *(["p, Holm"] if many else []),
-        )
-        rows: Rows = [head]
-        for pair in found.pairs:
-            low, high = pair.interval
-            rows.append(
-                (
-                    f"{pair.a} – {pair.b}", f"{pair.top1_a:.2f} – {pair.top1_b:.2f}",
-                    f"{pair.top1_a - pair.top1_b:+.2f}", f"{low:+.2f} … {high:+.2f}", f"{pair.only_a:,}",
-                    f"{pair.only_b:,}", f"{pair.p:.2g}", *([f"{pair.adjusted_p:.2g}"] if many else []),
-                )
-            )  # fmt: skip
         title = (
             f"the same {found.pairs[0].samples:,} samples of {shared.data}, split {shared.split!r}: "
-            "paired bootstrap, McNemar's exact test" + (", Holm's correction" if many else "")
+            f"{found.pairs[0].method}" + (", Holm's correction" if many else "")
         )
+        alone = ["a alone right", "b alone right"] if found.metric == "top1" else []
+        heads = ["a – b", f"{METRICS[found.metric]} %", "difference", "95 % interval", *alone, "p"]
+        rows = [
+            tuple([*heads, "p, Holm"] if many else heads),
+            *(_pair_row(pair, many) for pair in found.pairs),
+        ]
         sections.append((title, layout(rows)))
         sections.append(("\n".join(f"- {verdict(pair)}" for pair in found.pairs), _caution(found)))
     if shared.lacking:
@@ -183,13 +176,23 @@ def _significance(found: Comparison, layout: Callable[[Rows], str]) -> list[tupl
     return sections
 
 
-def verdict(pair: Pair) -> str:
+def _pair_row(pair: AnyPair, many: bool) -> tuple[str, ...]:
+    a, b = pair.scores
+    low, high = pair.interval
+    return (
+        f"{pair.a} – {pair.b}", f"{a:.2f} – {b:.2f}", f"{a - b:+.2f}", f"{low:+.2f} … {high:+.2f}",
+        *([f"{pair.only_a:,}", f"{pair.only_b:,}"] if isinstance(pair, Pair) else []),
+        f"{pair.p:.2g}", *([f"{pair.adjusted_p:.2g}"] if many else []),
+    )  # fmt: skip
+
+
+def verdict(pair: AnyPair) -> str:
     """What a test found, in a sentence."""
     if not pair.significant:
         return f"{pair.a} and {pair.b}: no significant difference (p = {pair.adjusted_p:.2g})"
-    better, worse = (pair.a, pair.b) if pair.only_a > pair.only_b else (pair.b, pair.a)
-    points = abs(pair.top1_a - pair.top1_b)
-    return f"{better} is better than {worse} by {points:.2f} points (p = {pair.adjusted_p:.2g})"
+    a, b = pair.scores
+    better, worse = (pair.a, pair.b) if a > b else (pair.b, pair.a)
+    return f"{better} is better than {worse} by {abs(a - b):.2f} points (p = {pair.adjusted_p:.2g})"
 
 
 def _caution(found: Comparison) -> str:
