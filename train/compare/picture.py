@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from train.compare.runs import Run
 from train.compare.tables import Comparison
 from train.evaluate import METRICS
+from train.plots import pyplot_for
 from train.whole import whole
 
 _BLUE, _GREY = "#0072B2", "#8a8a8a"  # told apart by people with any colour vision, and by shape
 _NAMED = 40  # beyond, names would cover the points
 _LOG = 20  # largest cost over smallest, from which on the axis is logarithmic
+
+_Point = tuple[Run, float, float, bool]  # a run with its cost and score, and whether it is on the front
 
 
 def draw(found: Comparison, path: Path) -> int:
@@ -23,11 +27,15 @@ def draw(found: Comparison, path: Path) -> int:
     ]
     if not points:
         return 0
-    import matplotlib as mpl
+    with pyplot_for(run.name for run, *_ in points) as plt:
+        figure = _figure(plt, found, points)
+        with whole(path) as aside:
+            figure.savefig(aside, dpi=130, format="png")
+        plt.close(figure)
+    return len(points)
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
 
+def _figure(plt: Any, found: Comparison, points: list[_Point]) -> Any:
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
     front = sorted(((cost, score) for _, cost, score, on in points if on), key=lambda point: point[0])
     if front:
@@ -59,10 +67,7 @@ def draw(found: Comparison, path: Path) -> int:
     figure.legend(fontsize=9, loc="outside lower center", ncols=4)
     if len(points) <= _NAMED:
         _name(figure, axes, [(run.name, cost, score) for run, cost, score, _ in points])
-    with whole(path) as aside:
-        figure.savefig(aside, dpi=130, format="png")
-    plt.close(figure)
-    return len(points)
+    return figure
 
 
 def _intervals(axes: Any, found: Comparison, costs: dict[str, float]) -> None:
