@@ -188,26 +188,29 @@ def open_source(
         multi_label=multi_label,
     )
     if kind in ("parquet", "webdataset"):
-        suffixes = parquet.SUFFIXES if kind == "parquet" else webdataset.SUFFIXES
-        found = find_inputs(root, suffixes)
-        source.inputs = tuple(one for one in found if source.splits is None or one.split in source.splits)
-        if not source.inputs:
-            have = ", ".join(sorted({one.split for one in found}))
-            raise FeedlineError(
-                f"{root} has no split {source.splits[0] if source.splits else ''!r}; it has {have}"
-            )
-        return source
+        source.inputs = _inputs(root, kind, source.splits)
+    else:
+        source.listed = _listed(root, kind, names, multi_label)
+    return source
+
+
+def _inputs(root: str, kind: str, splits: tuple[str, ...] | None) -> tuple[Input, ...]:
+    found = find_inputs(root, parquet.SUFFIXES if kind == "parquet" else webdataset.SUFFIXES)
+    inputs = tuple(one for one in found if splits is None or one.split in splits)
+    if not inputs:
+        have = ", ".join(sorted({one.split for one in found}))
+        raise FeedlineError(f"{root} has no split {splits[0] if splits else ''!r}; it has {have}")
+    return inputs
+
+
+def _listed(root: str, kind: str, classes: tuple[str, ...] | None, multi_label: bool) -> Listing:
     if "://" in root:
         raise FeedlineError(
             f"{root}: a source of kind {kind} must lie on a disk; only Parquet and WebDataset may be URLs"
         )
-    listers: dict[str, Callable[[Path, tuple[str, ...] | None], Listing]] = {
-        "folders": list_folders,
-        "ilsvrc": list_ilsvrc,
-        "list": partial(lists.list_file, multi_label=multi_label),
-    }
-    source.listed = listers[kind](Path(root), names)
-    return source
+    if kind == "list":
+        return lists.list_file(Path(root), classes, multi_label=multi_label)
+    return list_ilsvrc(Path(root), classes) if kind == "ilsvrc" else list_folders(Path(root), classes)
 
 
 def detect(root: str) -> str:
