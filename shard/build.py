@@ -162,7 +162,7 @@ def _list(source: Source, staging: Path, pool: Workers, progress: Progress) -> L
             progress("reading files", done, len(inputs))
             yield found
 
-    listing = source.listing(staging, run)
+    listing = source.listing(run)
     for split in listing.splits:
         if not _SPLIT_NAME.fullmatch(split):
             raise FeedlineError(f"split is named {split!r}; use letters, digits, - and _")

@@ -70,19 +70,15 @@ class Source:
                 _update(digest, self.listed.splits[split], times=times)
         return digest.hexdigest()
 
-    def listing(self, staging: Path, run: Map) -> Listing:
-        """List the samples; files of inputs that cannot be read at random are spooled into `staging`.
+    def listing(self, run: Map) -> Listing:
+        """List the samples; `run` has a folder for the files of inputs that cannot be read at random.
 
         Raises:
             FeedlineError: an input is damaged, a label is unknown, or splits have different classes.
         """
         found = self.listed
         if found is None:
-            found = (
-                self._read_parquet(staging, run)
-                if self.kind == "parquet"
-                else self._read_shards(staging, run)
-            )
+            found = self._read_parquet(run) if self.kind == "parquet" else self._read_shards(run)
         if self.splits is not None:
             if missing := [name for name in self.splits if name not in found.splits]:
                 raise FeedlineError(
@@ -96,7 +92,7 @@ class Source:
             )
         return found
 
-    def _read_parquet(self, staging: Path, run: Map) -> Listing:
+    def _read_parquet(self, run: Map) -> Listing:
         parts, containers, names = [], [], set()
         for rows, path, classes in run(partial(parquet.spool, multi_label=self.multi_label), self.inputs):
             parts.append(rows)
@@ -108,7 +104,7 @@ class Source:
             )
         return self._joined(parts, containers, self.classes or names.pop(), [])
 
-    def _read_shards(self, staging: Path, run: Map) -> Listing:
+    def _read_shards(self, run: Map) -> Listing:
         parts, containers = [], []
         ignored: list[dict[str, str]] = []
         for rows, path, unusable in run(webdataset.scan, self.inputs):
