@@ -256,12 +256,14 @@ def _own_classes(root: str) -> tuple[str, ...] | None:
 
 def _update(digest: Any, rows: pa.Table, *, times: bool) -> None:
     """Feed a table into a digest, in an order that does not depend on the file system's."""
-    order, several = pc.sort_indices(rows, [("source", "ascending")]), "labels" in rows.column_names
+    order = pc.sort_indices(rows, [("source", "ascending")])
     for first in range(0, len(order), 1 << 18):
         part = rows.take(order[first : first + (1 << 18)])
         for name in part["source"].to_pylist():
             digest.update(name + b"\0")
-        if several:
+        if "labels" in rows.column_names:
             digest.update(repr(part["labels"].to_pylist()).encode())
-        for column in (*([] if several else ["label"]), "size", *(["mtime_ns"] if times else [])):
+        else:
+            digest.update(part["label"].to_numpy().tobytes())
+        for column in ("size", *(["mtime_ns"] if times else [])):
             digest.update(part[column].to_numpy().tobytes())

@@ -19,7 +19,7 @@ PLAIN = ResizeCenterCrop(size=8, resize=8)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten images; image i is of class c where bit c of i is set. One does not decode."""
+    """Ten images; image i is of class c where bit c of i is set."""
     root = tmp_path_factory.mktemp("multi")
     rows = ["path,label"]
     for i in range(10):
