@@ -49,6 +49,7 @@ class Peer:
     """A `bench.measure.Stage` around somebody's loader.
 
     Images come as uint8 in 0 … 255, or as floats normalised with `MEAN` and `STD`, in either layout.
+    An adapter makes `_loader`; where that gives images and labels, it needs no `epoch` of its own.
 
     Attributes:
         output: what a batch is, for the table.
