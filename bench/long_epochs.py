@@ -34,11 +34,11 @@ class LongEpochs(Dataset):
         split = Dataset.split(self, name)
         if self.times == 1:
             return split
-        columns = ["shard", "offset", "size", "width", "height", "crc32"]
-        if split.lists is None:
-            columns.append("single")
+        columns = ("shard", "offset", "size", "width", "height", "crc32")
         repeated: dict[str, Any] = {column: np.tile(getattr(split, column), self.times) for column in columns}
-        if split.lists is not None:
+        if split.lists is None:
+            repeated["single"] = np.tile(split.label, self.times)
+        else:
             repeated["lists"] = split.lists.repeated(self.times)
         keys = pa.chunked_array(split.keys.chunks * self.times)
         return dataclasses.replace(split, keys=keys, **repeated)

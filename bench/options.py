@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,44 @@ import torch
 
 from shard.errors import FeedlineError
 from train.config import Config
-from train.recipes import recipe
+from train.recipes import RECIPES, recipe
 from train.whole import whole
+
+Add = Callable[..., argparse.Action]  # a command's `add_argument`
+_DEFAULTS: dict[str, Any] = {"model": "resnet18", "size": 224, "batch_size": 64}
+
+
+def add_data(add: Add) -> None:
+    """Flag of a dataset on a disk."""
+    add(
+        "--data",
+        type=local_folder,
+        required=True,
+        metavar="DATASET",
+        help="folder made by `python -m shard build`",
+    )
+
+
+def add_training(
+    add: Add, defaults: Mapping[str, object] = _DEFAULTS, batch: str = "images per step"
+) -> None:
+    """Flags that `training_config` reads; `defaults` without a recipe, and what a batch is, are for their help."""
+    add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")
+    add("--split", help="split to read (default: the recipe's training split)")
+    default = {name: f"(default: the recipe's, or {value})" for name, value in defaults.items()}
+    add("--model", help=f"any timm model {default['model']}")
+    add("--size", type=positive, help=f"side of the model's input, pixels {default['size']}")
+    add("--batch-size", type=positive, help=f"{batch} {default['batch_size']}")
+
+
+def add_device(add: Add, default: str | None = "auto") -> None:
+    """Flag that `find_device` reads."""
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default=default,
+        help="auto: a CUDA GPU where there is one (the default)",
+    )
 
 
 def training_config(options: argparse.Namespace) -> Config:
@@ -25,11 +62,11 @@ def training_config(options: argparse.Namespace) -> Config:
     chosen = {
         "train_split": options.split,
         "size": options.size,
-        "batch_size": options.batch_size or (None if options.recipe else 64),
+        "batch_size": options.batch_size or (None if options.recipe else _DEFAULTS["batch_size"]),
         "loader_backend": options.backend,
     }
     images = dataclasses.replace(config.input, **{k: v for k, v in chosen.items() if v is not None})
-    arch = options.model or (config.model.arch if options.recipe else "resnet18")
+    arch = options.model or (config.model.arch if options.recipe else _DEFAULTS["model"])
     model = dataclasses.replace(config.model, arch=arch)
     data = str(options.data) if options.data is not None else None
     return dataclasses.replace(config, data=data, input=images, model=model)

@@ -136,15 +136,10 @@ def picture(record: dict[str, Any], path: Path) -> None:
     Raises:
         FeedlineError: matplotlib is not installed.
     """
-    require_matplotlib()
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     stages = record["stages"][::-1]
     rates = [median(stage["images_per_s"]) for stage in stages]
-    figure, axes = plt.subplots(figsize=(10, 1.6 + 0.5 * len(stages)), layout="constrained")
+    figure = new_figure(10, 1.6 + 0.5 * len(stages))
+    axes = figure.subplots()
     # Reading is often a hundred times faster than the rest: on a linear axis it would hide everything else.
     limit = 1.3 * max([r for r, s in zip(rates, stages, strict=True) if s["name"] != "read"] or rates)
     colours = [_colour(stage["name"], record["default_loader"]) for stage in stages]
@@ -163,23 +158,36 @@ def picture(record: dict[str, Any], path: Path) -> None:
     axes.set_xlim(0, limit)
     axes.set_xlabel("images per second: median, with least and greatest of the repeats")
     axes.spines[["top", "right"]].set_visible(False)
-    where = record["environment"]["gpu"] or {
-        "name": f"{record['environment']['cpu']}, {record['environment']['cores']} cores"
-    }
-    figure.suptitle(f"{where['name']} · {record['settings']['config']['model']['arch']}", fontsize=12)
+    arch = record["settings"]["config"]["model"]["arch"]
+    figure.suptitle(f"{machine(record['environment'])} · {arch}", fontsize=12)
     ratios = [f"{name} {value:.2f}" for name, value in record["ratios"].items()]
     lines = ["   ·   ".join(ratios[:3]), "   ·   ".join(ratios[3:])]
     axes.set_title("\n".join(line for line in lines if line), fontsize=9, color="#444444", loc="left")
     save(figure, path)
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a figure of matplotlib as a PNG, whole or not at all, and close it."""
-    from matplotlib import pyplot as plt
+def machine(environment: dict[str, Any]) -> str:
+    """The GPU that a record was made on, or the CPU."""
+    gpu = environment["gpu"]
+    return gpu["name"] if gpu else f"{environment['cpu']}, {environment['cores']} cores"
 
+
+def new_figure(width: float, height: float) -> Any:
+    """Empty figure of matplotlib, in inches, that belongs to no window.
+
+    Raises:
+        FeedlineError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     with whole(path) as part:
         figure.savefig(part, dpi=130, format="png")
-    plt.close(figure)
 
 
 def require_matplotlib() -> None:

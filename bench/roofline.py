@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.report import decodes_on_gpu, require_matplotlib, save
+from bench.report import decodes_on_gpu, new_figure, save
 
 _NARROW, _ROOF, _REAL, _PLAIN = "#c0392b", "#1b3a57", "#2e8b57", "#9fb3c4"
 _ORDER = ("read", "decode", "loader", "copy", "synthetic")
@@ -48,15 +48,10 @@ def roofline(record: dict[str, Any], path: Path) -> None:
     Raises:
         FeedlineError: matplotlib is not installed.
     """
-    require_matplotlib()
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     rates, through, least = _rates(record), roof(record), narrowest(record)
     titles = {stage["name"]: stage["title"] for stage in record["stages"]}
-    figure, axes = plt.subplots(figsize=(1.5 + 1.75 * max(3, len(rates)), 5), layout="constrained")
+    figure = new_figure(1.5 + 1.75 * max(3, len(rates)), 5)
+    axes = figure.subplots()
     axes.set_yscale("log")
     low = min([*rates.values(), *through.values()]) / 2.5
     for x, (name, rate) in enumerate(rates.items()):

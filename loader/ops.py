@@ -41,10 +41,6 @@ class Op(IntEnum):
     BLUR = 15  # standard deviation in pixels of a Gaussian
 
 
-# The order in which a graph that holds operations by class meets them; also what costs nothing to skip.
-AFFINES = (Op.AFFINE, Op.AFFINE_LINEAR)
-
-
 def affine(matrix: tuple[npt.ArrayLike, ...], fill: tuple[int, int, int]) -> Floats:
     """Arguments [N, ARGS] of affine maps whose six entries are given as numbers or arrays [N]."""
     return np.stack(np.broadcast_arrays(*matrix, *fill), axis=-1).astype(np.float64).reshape(-1, ARGS)

@@ -162,7 +162,7 @@ def _list(source: Source, staging: Path, pool: Workers, progress: Progress) -> L
             progress("reading files", done, len(inputs))
             yield found
 
-    listing = source.listing(staging, run)
+    listing = source.listing(run)
     for split in listing.splits:
         if not _SPLIT_NAME.fullmatch(split):
             raise FeedlineError(f"split is named {split!r}; use letters, digits, - and _")
@@ -226,23 +226,9 @@ def _record(places: Places, one: SplitPlan, number: int) -> Record:
 def _finish(
     plans: list[SplitPlan], listing: Listing, settings: Settings, identity: str, places: Places, kept: int
 ) -> Result:
-    """Write index, lists and manifest."""
+    """Write what lies beside the shards."""
     target, staging = places.target, places.staging
-    summaries: dict[str, SplitSummary] = {}
-    ignored = sorted(listing.ignored, key=lambda row: (row["split"], row["source"]))
-    with ExitStack() as stack:
-        rejected, repaired = (
-            stack.enter_context(write_whole(target / name, staging)) for name in (REJECTED, REPAIRED)
-        )
-        write_lines(rejected, ignored)
-        for one in plans:
-            records = (_record(places, one, number) for number in range(len(one)))
-            summary = write_split(
-                target / one.split, records, staging, rejected, repaired, multi_label=listing.multi_label
-            )
-            if not summary.samples:
-                raise FeedlineError(f"split {one.split} has no image left after checking; see --max-bad")
-            summaries[one.split] = summary
+    summaries = _write_splits(plans, listing, places)
     several = len(listing.classes) if listing.multi_label else None
     splits = {name: read_split(target / name, one.shards, several) for name, one in summaries.items()}
     duplicates = list(find_duplicates(splits, {name: bytes(one.digests) for name, one in summaries.items()}))
@@ -268,10 +254,30 @@ def _finish(
     return Result(
         packed=sum(one.samples for one in summaries.values()),
         repaired=sum(one.repaired for one in summaries.values()),
-        rejected=sum(one.rejected for one in summaries.values()) + len(ignored),
+        rejected=sum(one.rejected for one in summaries.values()) + len(listing.ignored),
         first_rejected=first,
         duplicates=len(duplicates),
         leaks=leaks,
         kept_shards=kept,
         shards=sum(len(one.shards) for one in summaries.values()),
     )
+
+
+def _write_splits(plans: list[SplitPlan], listing: Listing, places: Places) -> dict[str, SplitSummary]:
+    """Write the indexes, and the lists of what was rejected and repaired."""
+    target, staging = places.target, places.staging
+    summaries: dict[str, SplitSummary] = {}
+    with ExitStack() as stack:
+        rejected, repaired = (
+            stack.enter_context(write_whole(target / name, staging)) for name in (REJECTED, REPAIRED)
+        )
+        write_lines(rejected, sorted(listing.ignored, key=lambda row: (row["split"], row["source"])))
+        for one in plans:
+            records = (_record(places, one, number) for number in range(len(one)))
+            summary = write_split(
+                target / one.split, records, staging, rejected, repaired, multi_label=listing.multi_label
+            )
+            if not summary.samples:
+                raise FeedlineError(f"split {one.split} has no image left after checking; see --max-bad")
+            summaries[one.split] = summary
+    return summaries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -120,7 +121,7 @@ def check(data: bytes, policy: Policy = Policy()) -> Checked:
     if not data:
         raise BadImageError("empty file")
     checked = _jpeg(data, policy) if data[:2] == b"\xff\xd8" else _convert(data, policy, "format")
-    mended = {kind: text for kind, text in checked.changes.items() if kind not in ("exif", "size")}
+    mended = {kind: text for kind, text in checked.changes.items() if kind not in ("exif", "note", "size")}
     if mended and policy.on_bad != "repair":
         raise BadImageError(f"needs repair: {'; '.join(mended.values())}")
     return checked
@@ -204,7 +205,10 @@ def _convert(data: bytes, policy: Policy, kind: str = "", why: str = "") -> Chec
     image = load(data)
     changes = {kind: why or f"{image.format}, mode {image.mode}, {kind}, to baseline JPEG"} if kind else {}
     picture: Image.Image = image
-    if (orientation := _orientation(image)) != 1:
+    orientation = _orientation(image)
+    if orientation is None:
+        changes["note"] = "removed, since it cannot be read"
+    elif orientation != 1:
         changes["exif"] = f"orientation {orientation} removed"
         if policy.exif == "apply":
             changes["exif"] = "orientation applied"
@@ -226,12 +230,13 @@ def _convert(data: bytes, policy: Policy, kind: str = "", why: str = "") -> Chec
     return Checked(buffer.getvalue(), picture.width, picture.height, changes)
 
 
-def _orientation(image: Image.Image) -> int:
-    """What the camera noted, 1 (upright) to 8; 1 where it noted nothing, or nothing that can be read."""
+def _orientation(image: Image.Image) -> int | None:
+    """What the camera noted, 1 (upright) to 8; 1 where it noted nothing, None where it cannot be read."""
     try:
         noted = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001  (Pillow raises anything on a note that is broken; pixels do not depend on it)
-        return 1
+    # Of Pillow: no TIFF inside; cut off; hexadecimal digits that are none, or text for bytes, both in a PNG's text.
+    except (SyntaxError, struct.error, ValueError, TypeError):
+        return None
     return int(noted) if noted in range(2, 9) else 1
 
 

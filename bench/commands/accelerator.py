@@ -11,7 +11,7 @@ from bench.accelerator import PRESETS, Accelerator
 from bench.accelerator_report import table
 from bench.accelerator_run import Plan, accelerator
 from bench.options import (
-    local_folder,
+    add_data,
     positive,
     publish,
     require_positive,
@@ -32,7 +32,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "the loader, and report their utilisation (pass: 90 %%).",
     )
     add = command.add_argument
-    add("--data", type=local_folder, required=True, metavar="DATASET", help="made by `python -m shard build`")
+    add_data(add)
     add("--accelerators", type=positive, default=1, metavar="N", help="how many of them (default: 1)")
     add("--like", choices=sorted(PRESETS), help="speed of MLPerf Storage's (default: h100-resnet50)")
     add("--step-ms", type=float, metavar="MS", help="or: milliseconds of computing per batch")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from bench.doctor import Plan, diagnose
 from bench.options import (
+    add_device,
+    add_training,
     find_device,
     positive,
     publish,
@@ -18,7 +20,6 @@ from bench.options import (
 )
 from bench.prescription import prescription
 from train.config import Config
-from train.recipes import RECIPES
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,11 +32,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     add = command.add_argument
     add("--data", required=True, metavar="DATASET", help="folder or URL made by `python -m shard build`")
-    add("--recipe", choices=sorted(RECIPES), help="training recipe (default: the settings below)")
-    add("--split", help="split to read (default: the recipe's training split)")
-    add("--model", help="any timm model (default: the recipe's, or resnet18)")
-    add("--size", type=positive, help="side of the crops, pixels (default: the recipe's, or 224)")
-    add("--batch-size", type=positive, help="images per step (default: the recipe's, or 64)")
+    add_training(add)
     add(
         "--augment",
         metavar="POLICY",
@@ -53,12 +50,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--page-cache", choices=("auto", "hot", "cold"), default="auto",
         help="cold: drop the shards from memory before each epoch (default: where they are larger than it)",
     )  # fmt: skip
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto: a CUDA GPU where there is one",
-    )
+    add_device(add)
     add("--no-verify", action="store_true", help="do not measure the suggestions")
     add("--try-compile", action="store_true", help="measure torch.compile on a CPU, too: takes a minute")
     add("--repeats", type=positive, default=5, help="interleaved repeats (default: 5)")

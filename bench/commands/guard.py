@@ -15,8 +15,10 @@ from bench.guard.baseline import Baseline, load, machine_class, save
 from bench.guard.report import table, verdict, verdict_record
 from bench.guard.session import Result, check, measure
 from bench.options import (
+    add_data,
+    add_device,
+    add_training,
     find_device,
-    local_folder,
     positive,
     publish,
     require_positive,
@@ -27,7 +29,6 @@ from bench.options import (
 from shard.errors import FeedlineError
 from train.config import Config
 from train.environment import environment
-from train.recipes import RECIPES
 
 _RUNS, _MARGIN = 5, 0.08
 _DEFAULTS = {"model": "test_resnet", "size": 64, "batch_size": 16}
@@ -42,13 +43,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "baseline, and exit with 1 where one is worse beyond the noise, naming stage, change and suspect.",
     )
     add = command.add_argument
-    add(
-        "--data",
-        type=local_folder,
-        required=True,
-        metavar="DATASET",
-        help="folder made by `python -m shard build`",
-    )
+    add_data(add)
     add("--baseline", type=Path, default=Path("guard.json"), metavar="FILE", help="(default: guard.json)")
     add("--class", dest="machine", metavar="NAME", help="class of machine (default: CPU, cores and GPU)")
     what = command.add_mutually_exclusive_group()
@@ -62,18 +57,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=float,
         help=f"with --update: change that is no regression (default: {_MARGIN})",
     )
-    add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")
-    add("--split", help="split to read (default: the recipe's training split)")
-    add("--model", help=f"any timm model (default: the recipe's, or {_DEFAULTS['model']}, a tiny one)")
-    add("--size", type=positive, help=f"side of the crops (default: the recipe's, or {_DEFAULTS['size']})")
-    add("--batch-size", type=positive, help=f"(default: the recipe's, or {_DEFAULTS['batch_size']})")
+    add_training(add, _DEFAULTS | {"model": f"{_DEFAULTS['model']}, a tiny one"})
     add("--backend", choices=("auto", "dali", "torch"), help="of the loader (default: the recipe's, or auto)")
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto: a CUDA GPU where there is one",
-    )
+    add_device(add)
     add("--seconds", type=float, default=30.0, help="longest time; as long again to confirm (default: 30)")
     add("--out", type=Path, metavar="FILE", help="write the record there")
     add("--json", action="store_true", help="print the record instead of the table")

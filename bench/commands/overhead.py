@@ -7,6 +7,8 @@ import dataclasses
 from pathlib import Path
 
 from bench.options import (
+    add_device,
+    add_training,
     find_device,
     local_folder,
     positive,
@@ -17,7 +19,6 @@ from bench.options import (
     training_config,
 )
 from bench.overhead import overhead, table
-from train.recipes import RECIPES
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,19 +30,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "also training on real data (the feed ratio). Model, batch and precision come from a training recipe.",
     )
     add = command.add_argument
-    add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")
     add("--data", type=local_folder, metavar="DATASET", help="also measure training on this dataset")
-    add("--split", help="split to read (default: the recipe's training split)")
-    add("--model", help="any timm model (default: the recipe's, or resnet18)")
-    add("--size", type=positive, help="side of the images, pixels (default: the recipe's, or 224)")
-    add("--batch-size", type=positive, help="images per step (default: the recipe's, or 64)")
+    add_training(add)
     add("--precision", choices=("bf16", "fp16", "tf32", "fp32"), help="(default: the recipe's, or bf16)")
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto: a CUDA GPU where there is one",
-    )
+    add_device(add)
     add("--repeats", type=positive, default=7, help="interleaved repeats (default: 7)")
     add("--seconds", type=float, default=3.0, help="per contestant and repeat (default: 3)")
     add("--out", type=Path, default=Path("bench-overhead.json"), help="where the record goes")

@@ -7,7 +7,7 @@ import json
 
 from bench.operations import operations, within
 from bench.operations import table as operations_table
-from bench.options import find_device, local_folder, positive
+from bench.options import add_data, add_device, find_device, positive
 from bench.parity import parity, table
 from shard.dataset import Dataset
 
@@ -21,21 +21,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "evaluation transform, both backends; differences in grey levels.",
     )
     add = command.add_argument
-    add(
-        "--data",
-        type=local_folder,
-        required=True,
-        metavar="DATASET",
-        help="folder made by `python -m shard build`",
-    )
+    add_data(add)
     add("--split", default="train", help="split to compare (default: train)")
     add("--size", type=positive, default=224, help="side of the crops, pixels (default: 224)")
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto: a CUDA GPU where there is one",
-    )
+    add_device(add)
     add(
         "--operations",
         type=positive,

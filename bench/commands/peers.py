@@ -5,15 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.options import (
-    find_device,
-    local_folder,
-    positive,
-    publish,
-    require_positive,
-    require_writable,
-    say,
-)
+from bench.options import add_data, find_device, positive, publish, require_positive, require_writable, say
 from bench.peers import PEERS
 from bench.peers.compare import Contest, compare
 from bench.peers.report import picture, table
@@ -31,13 +23,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "copies are made in the temporary folder. Peers that are not installed are listed as left out.",
     )
     add = command.add_argument
-    add(
-        "--data",
-        type=local_folder,
-        required=True,
-        metavar="DATASET",
-        help="folder made by `python -m shard build`",
-    )
+    add_data(add)
     add("--split", default="train", help="split to read (default: train)")
     add("--size", type=positive, default=224, help="side of the crops, pixels (default: 224)")
     add("--batch-size", type=positive, default=64, help="images per batch (default: 64)")

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from bench.options import local_folder, positive, publish, require_writable, say
+from bench.options import add_data, positive, publish, require_writable, say
 from bench.remote import RemotePlan, remote, table
 
 
@@ -19,13 +19,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "how long each waits. Without --url the dataset is served by a slow server on this machine.",
     )
     add, default = command.add_argument, RemotePlan(data=Path())
-    add(
-        "--data",
-        type=local_folder,
-        required=True,
-        metavar="DATASET",
-        help="folder made by `python -m shard build`",
-    )
+    add_data(add)
     add("--url", help="the same dataset in a store, such as s3://bucket/dataset")
     for name, kind, text in (
         ("latency-s", float, "of the server, before each answer"),

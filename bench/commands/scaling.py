@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bench.accelerator import PRESETS
 from bench.options import (
-    local_folder,
+    add_data,
+    add_training,
     positive,
     publish,
     require_positive,
@@ -24,7 +25,6 @@ from bench.scaling.report import picture, table
 from bench.scaling.run import scaling
 from loader.resolve import usable_cores
 from shard.errors import FeedlineError
-from train.recipes import RECIPES
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +36,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "interval, and simulate the all-reduce of ranks that cannot be had.",
     )
     add = command.add_argument
-    add("--data", type=local_folder, required=True, metavar="DATASET", help="made by `python -m shard build`")
+    add_data(add)
     add(
         "--over",
         choices=OVER,
@@ -62,11 +62,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="assumed for --like, 10**9 bytes (default: 50, 400 Gbit/s)",
     )
     add("--latency-us", type=float, default=10.0, help="assumed for --like, microseconds (default: 10)")
-    add("--recipe", choices=sorted(RECIPES), help="training recipe (default: the settings below)")
-    add("--split", help="split to read (default: the recipe's training split)")
-    add("--model", help="any timm model (default: the recipe's, or resnet18)")
-    add("--size", type=positive, help="side of the crops, pixels (default: the recipe's, or 224)")
-    add("--batch-size", type=positive, help="images per rank (weak) or of all (strong) (default: 64)")
+    add_training(add, batch="images per rank (weak) or of all (strong)")
     add("--backend", choices=("auto", "dali", "torch"), help="of the loader")
     add(
         "--threads", type=positive, help="decoding threads per rank (default: the cores ÷ the greatest count)"

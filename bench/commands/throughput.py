@@ -12,8 +12,10 @@ import torch
 from bench import grid
 from bench.grid import Backend
 from bench.options import (
+    add_data,
+    add_device,
+    add_training,
     find_device,
-    local_folder,
     positive,
     publish,
     require_positive,
@@ -28,7 +30,6 @@ from bench.throughput import OWN, Plan, throughput
 from bench.throughput import PEERS as QUICK_PEERS
 from loader.resolve import usable_cores
 from shard.errors import FeedlineError
-from train.recipes import RECIPES
 
 _BACKENDS: tuple[Backend, ...] = ("auto", "dali", "torch")
 # Fills a GPU's record in minutes: model and transform of NVIDIA's ResNet-50 recipe, a batch that one GPU holds.
@@ -49,29 +50,15 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "which stage holds the others back. Data, crop, batch size and model come from a training recipe.",
     )
     add = command.add_argument
-    add(
-        "--data",
-        type=local_folder,
-        required=True,
-        metavar="DATASET",
-        help="folder made by `python -m shard build`",
-    )
+    add_data(add)
     add(
         "--preset",
         choices=("gpu",),
         help="gpu: ResNet-50 at batch 256 by DALI on one GPU, in less than 6 minutes",
     )
-    add("--recipe", choices=sorted(RECIPES), help="training recipe to measure (default: the settings below)")
-    add("--split", help="split to read (default: the recipe's training split)")
-    add("--model", help="any timm model (default: the recipe's, or resnet18)")
-    add("--size", type=positive, help="side of the crops, pixels (default: the recipe's, or 224)")
-    add("--batch-size", type=positive, help="images per step (default: the recipe's, or 64)")
+    add_training(add)
     add("--backend", choices=_BACKENDS, help="measure this backend only (default: both)")
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        help="auto: a CUDA GPU where there is one (the default)",
-    )
+    add_device(add, default=None)
     add("--threads", type=positive, help="decoding threads of every contestant (default: one per core)")
     add("--stages", help=f"comma-separated, out of {', '.join(OWN)} (default: all that the device has)")
     add("--resolutions", metavar="A,B", help="measure at each of these sizes; a record per cell, one table")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from loader import RandomResizedCrop
 from shard.dataset import Dataset, Split
@@ -48,6 +49,7 @@ class Peer:
     """A `bench.measure.Stage` around somebody's loader.
 
     Images come as uint8 in 0 … 255, or as floats normalised with `MEAN` and `STD`, in either layout.
+    An adapter makes `_loader`; where that gives images and labels, it needs no `epoch` of its own.
 
     Attributes:
         output: what a batch is, for the table.
@@ -69,10 +71,11 @@ class Peer:
         self.images: Any = None
         self.labels: Any = None
         self._batches: Iterator[tuple[Any, Any]] | None = None
+        self._loader: Any = None
 
     def epoch(self) -> Iterator[tuple[Any, Any]]:
         """Images and labels of one pass over the split, or over its full batches."""
-        raise NotImplementedError
+        yield from self._loader
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
@@ -90,7 +93,7 @@ class Peer:
 
     def close(self) -> None:
         """See `Stage.close`; ends the workers, which live as long as their loader."""
-        self._batches = self.images = self.labels = None
+        self._batches = self.images = self.labels = self._loader = None
 
     def _endless(self) -> Iterator[tuple[Any, Any]]:
         while True:
@@ -100,6 +103,18 @@ class Peer:
     def full_batches(self) -> int:
         """Batches of an epoch without the partial one."""
         return len(self.split) // self.job.batch_size
+
+    def data_loader(self, images: Any, *, shuffle: bool = True) -> DataLoader[Any]:
+        """PyTorch's, with a worker process for each thread."""
+        return DataLoader(
+            images,
+            batch_size=self.job.batch_size,
+            shuffle=shuffle,
+            drop_last=True,
+            num_workers=self.job.threads,
+            persistent_workers=True,
+            pin_memory=self.job.device.type == "cuda",
+        )
 
     def samples(self) -> Iterator[tuple[bytes, int]]:
         """Encoded image and label of every sample, for conversion; the bytes as they are."""

@@ -26,7 +26,7 @@ class DaliPlain(Peer):
         super().__init__(job)
         gpu = job.device.type == "cuda"
         tars = [self.split.shard_path(i) for i in range(len(self.split.shards))]
-        self._pipe: Any = pipeline_def(_graph, enable_conditionals=job.augment is not None)(
+        self._loader = pipeline_def(_graph, enable_conditionals=job.augment is not None)(
             job,
             [str(tar) for tar in tars],
             batch_size=job.batch_size,
@@ -35,18 +35,13 @@ class DaliPlain(Peer):
             prefetch_queue_depth=2,
             seed=0,
         )
-        self._pipe.build()
+        self._loader.build()
 
     def epoch(self) -> Iterator[tuple[Any, Any]]:
         """See `Peer.epoch`; images are a tensor list of DALI's. Labels lie in the shards as text."""
         for _ in range(self.full_batches):
-            images, texts = self._pipe.run()
+            images, texts = self._loader.run()
             yield images, torch.tensor([int(bytes(np.asarray(text))) for text in texts])
-
-    def close(self) -> None:
-        """See `Stage.close`."""
-        super().close()
-        self._pipe = None
 
 
 def _graph(job: Job, tars: list[str]) -> Any:

@@ -28,7 +28,7 @@ class FFCV(Peer):
         rows = _Rows(list(self.samples()), self.split.height, self.split.width)
         writer = DatasetWriter(path, {"image": _Jpeg(), "label": IntField()}, num_workers=1)
         writer.from_indexed_dataset(rows)
-        self._loader: Any = Loader(
+        self._loader = Loader(
             path,
             batch_size=job.batch_size,
             num_workers=job.threads,
@@ -52,11 +52,6 @@ class FFCV(Peer):
         """See `Peer.epoch`."""
         for images, labels in self._loader:
             yield images, labels.reshape(-1)
-
-    def close(self) -> None:
-        """See `Stage.close`."""
-        super().close()
-        self._loader = None
 
 
 class _Rows:

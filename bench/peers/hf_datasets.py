@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import datasets
-from torch.utils.data import DataLoader
 
 from bench.peers.augment import vision_transform
 from bench.peers.base import Job, Peer
@@ -25,26 +24,13 @@ class HuggingFace(Peer):
         writer.finalize()
         writer.close()
         images = datasets.Dataset.from_file(str(job.scratch / "images.arrow"))
-        self._loader: DataLoader[Any] | None = DataLoader(
-            images.with_transform(partial(_apply, transform=vision_transform(job))),
-            batch_size=job.batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=job.threads,
-            persistent_workers=True,
-            pin_memory=job.device.type == "cuda",
-        )
+        transform = partial(_apply, transform=vision_transform(job))
+        self._loader = self.data_loader(images.with_transform(transform))
 
     def epoch(self) -> Iterator[tuple[Any, Any]]:
         """See `Peer.epoch`."""
-        assert self._loader is not None
         for batch in self._loader:
             yield batch["pixel_values"], batch["label"]
-
-    def close(self) -> None:
-        """See `Stage.close`."""
-        super().close()
-        self._loader = None
 
 
 def _apply(rows: dict[str, Any], transform: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class LitData(Peer):
             num_workers=1,
             verbose=False,
         )
-        self._loader: Any = litdata.StreamingDataLoader(
+        self._loader = litdata.StreamingDataLoader(
             litdata.StreamingDataset(
                 str(job.scratch / "chunks"),
                 shuffle=True,
@@ -53,11 +53,6 @@ class LitData(Peer):
         """See `Peer.epoch`; every worker's last batch is a partial one."""
         for batch in self._loader:
             yield batch["image"], batch["label"]
-
-    def close(self) -> None:
-        """See `Stage.close`."""
-        super().close()
-        self._loader = None
 
 
 def _item(path: str) -> dict[str, Any]:

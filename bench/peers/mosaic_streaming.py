@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import streaming
-from torch.utils.data import DataLoader
 
 from bench.peers.augment import vision_transform
 from bench.peers.base import Job, Peer
@@ -23,25 +21,12 @@ class MosaicStreaming(Peer):
         with streaming.MDSWriter(out=folder, columns={"image": "bytes", "label": "int"}) as writer:
             for image, label in self.samples():
                 writer.write({"image": image, "label": label})
-        self._images: Any = _Images(folder, vision_transform(job), job.batch_size)
-        self._loader: DataLoader[Any] | None = DataLoader(
-            self._images,
-            batch_size=job.batch_size,
-            drop_last=True,
-            num_workers=job.threads,
-            persistent_workers=True,
-            pin_memory=job.device.type == "cuda",
-        )
-
-    def epoch(self) -> Iterator[tuple[Any, Any]]:
-        """See `Peer.epoch`."""
-        assert self._loader is not None
-        yield from self._loader
+        images = _Images(folder, vision_transform(job), job.batch_size)
+        self._loader = self.data_loader(images, shuffle=False)  # it shuffles itself
 
     def close(self) -> None:
         """See `Stage.close`; also frees the shared memory, which would outlive the process."""
         super().close()
-        self._loader = self._images = None
         streaming.base.util.clean_stale_shared_memory()
 
 

@@ -31,5 +31,5 @@ class Ours(Peer):
 
     def close(self) -> None:
         """See `Stage.close`."""
-        super().close()
         self._loader.close()
+        super().close()

@@ -58,8 +58,8 @@ def examine(peer: Peer) -> dict[str, Any]:
     """
     first, second = _epoch(peer.epoch()), _epoch(peer.epoch())
     sizes = np.stack([peer.split.width, peer.split.height], axis=1)[np.argsort(peer.split.label)]
-    windows, flips = read_windows(first["pixels"], sizes[first["labels"]])
-    again, _ = read_windows(second["pixels"], sizes[second["labels"]])
+    windows, flips = read_windows(first["pixels"])
+    again, _ = read_windows(second["pixels"])
     both, here, there = np.intersect1d(first["labels"], second["labels"], return_indices=True)
     same = np.abs(windows[here] - again[there]).max(axis=1) < 0.01
     measured = _figures(windows, sizes[first["labels"]])
@@ -80,7 +80,7 @@ def examine(peer: Peer) -> dict[str, Any]:
     }
 
 
-def read_windows(pixels: Floats, sizes: npt.NDArray[Any]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def read_windows(pixels: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Window (left, top, width, height, as shares of the image) [N, 4] and flip [N] from crops [N, H, W, 3]."""
     side = pixels.shape[1]
     inner = slice(side // 8, side - side // 8)  # the border depends on how a filter treats it

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from bench.peers import OURS
-from bench.report import aligned, require_matplotlib, save
+from bench.report import aligned, machine, new_figure, save
 
 _OURS, _OTHERS, _DIFFERENT = "#1b6ca8", "#c5c5c5", "#e3c9a8"
 
@@ -75,16 +75,11 @@ def picture(record: dict[str, Any], path: Path) -> None:
     Raises:
         FeedlineError: matplotlib is not installed.
     """
-    require_matplotlib()
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     peers = ranked(record)[::-1]
     rates = [median(peer["images_per_s"]) for peer in peers]
     highest = max(max(peer["images_per_s"]) for peer in peers)
-    figure, axes = plt.subplots(figsize=(10, 1.7 + 0.46 * len(peers)), layout="constrained")
+    figure = new_figure(10, 1.7 + 0.46 * len(peers))
+    axes = figure.subplots()
     axes.barh(range(len(peers)), rates, color=[_colour(peer) for peer in peers], height=0.62)
     for y, (peer, rate) in enumerate(zip(peers, rates, strict=True)):
         low, high = min(peer["images_per_s"]), max(peer["images_per_s"])
@@ -102,9 +97,8 @@ def picture(record: dict[str, Any], path: Path) -> None:
     axes.set_xlim(0, 1.22 * highest)
     axes.set_xlabel("images per second: median, with least and greatest of the repeats")
     axes.spines[["top", "right"]].set_visible(False)
-    where, settings = record["environment"], record["settings"]
-    machine = where["gpu"]["name"] if where["gpu"] else f"{where['cpu']}, {where['cores']} cores"
-    figure.suptitle(machine, fontsize=12)
+    settings = record["settings"]
+    figure.suptitle(machine(record["environment"]), fontsize=12)
     work = f"random resized crop {settings['size']} px, flip"
     work += f", {settings['augment']}" if settings["augment"] else ""
     different = (

@@ -37,7 +37,7 @@ class TFData(Peer):
             .prefetch(2)
             .with_options(options)
         )
-        self._items: Any = dataset.as_numpy_iterator()
+        self._loader = dataset.as_numpy_iterator()
 
     def _decode(self, record: Any) -> tuple[Any, Any]:
         features = {
@@ -66,13 +66,8 @@ class TFData(Peer):
     def epoch(self) -> Iterator[tuple[Any, Any]]:
         """See `Peer.epoch`."""
         for _ in range(self.full_batches):
-            images, labels = next(self._items)
+            images, labels = next(self._loader)
             yield torch.from_numpy(images), labels
-
-    def close(self) -> None:
-        """See `Stage.close`."""
-        super().close()
-        self._items = None
 
 
 def _example(image: bytes, label: int) -> bytes:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from timm.data import create_dataset, create_loader
 
 from bench.peers.base import MEAN, STD, Job, Peer
@@ -16,7 +13,7 @@ class TimmLoader(Peer):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         crop = job.crop
-        self._loader: Any = create_loader(
+        self._loader = create_loader(
             create_dataset("", root=str(self.class_folders())),
             input_size=(3, crop.size, crop.size),
             batch_size=job.batch_size,
@@ -33,12 +30,3 @@ class TimmLoader(Peer):
             device=job.device,
             pin_memory=job.device.type == "cuda",
         )
-
-    def epoch(self) -> Iterator[tuple[Any, Any]]:
-        """See `Peer.epoch`."""
-        yield from self._loader
-
-    def close(self) -> None:
-        """See `Stage.close`."""
-        super().close()
-        self._loader = None

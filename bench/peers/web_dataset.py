@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import webdataset
 
 from bench.peers.augment import vision_transform
@@ -12,7 +9,7 @@ from bench.peers.base import Job, Peer
 
 
 class WebDataset(Peer):
-    """See `Peer`."""
+    """See `Peer`. Every worker's last batch is a partial one."""
 
     note = "shuffles through a buffer of 1,000"
 
@@ -27,19 +24,10 @@ class WebDataset(Peer):
             .map_tuple(vision_transform(job), int)
             .batched(job.batch_size)
         )
-        self._loader: Any = webdataset.WebLoader(
+        self._loader = webdataset.WebLoader(
             dataset,
             batch_size=None,
             num_workers=min(job.threads, len(shards)),  # a worker without a shard is an error there
             persistent_workers=True,
             pin_memory=job.device.type == "cuda",
         )
-
-    def epoch(self) -> Iterator[tuple[Any, Any]]:
-        """See `Peer.epoch`; every worker's last batch is a partial one."""
-        yield from self._loader
-
-    def close(self) -> None:
-        """See `Stage.close`."""
-        super().close()
-        self._loader = None

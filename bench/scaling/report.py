@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.report import aligned, require_matplotlib, save
+from bench.report import aligned, machine, new_figure, save
 from bench.scaling.law import Law
 from bench.scaling.network import Network
 
@@ -107,25 +107,17 @@ def picture(record: dict[str, Any], path: Path) -> None:
     Raises:
         FeedlineError: matplotlib is not installed.
     """
-    require_matplotlib()
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     panels = 2 if record["all_reduces"] else 1
-    figure, axes = plt.subplots(1, panels, figsize=(7.5 * panels, 5.6), layout="constrained", squeeze=False)
-    _draw_speedups(axes[0][0], record)
+    figure = new_figure(7.5 * panels, 5.6)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_speedups(axes[0], record)
     if record["all_reduces"]:
-        _draw_all_reduces(axes[0][1], record)
-    where, settings = record["environment"], record["settings"]
-    machine = where["gpu"]["name"] if where["gpu"] else f"{where['cpu']}, {where['cores']} cores"
-    work = f"{settings['config']['model']['arch']}, " if settings["over"] != "threads" else ""
+        _draw_all_reduces(axes[1], record)
+    settings = record["settings"]
+    arch = f"{settings['config']['model']['arch']}, " if settings["over"] != "threads" else ""
     images = settings["config"]["input"]
-    figure.suptitle(
-        f"{machine} · {settings['work']}, {work}{images['size']} px, batch {images['batch_size']}, {settings['mode']}",
-        fontsize=11,
-    )
+    work = f"{settings['work']}, {arch}{images['size']} px, batch {images['batch_size']}, {settings['mode']}"
+    figure.suptitle(f"{machine(record['environment'])} · {work}", fontsize=11)
     save(figure, path)
 
 

@@ -70,19 +70,15 @@ class Source:
                 _update(digest, self.listed.splits[split], times=times)
         return digest.hexdigest()
 
-    def listing(self, staging: Path, run: Map) -> Listing:
-        """List the samples; files of inputs that cannot be read at random are spooled into `staging`.
+    def listing(self, run: Map) -> Listing:
+        """List the samples; `run` has a folder for the files of inputs that cannot be read at random.
 
         Raises:
             FeedlineError: an input is damaged, a label is unknown, or splits have different classes.
         """
         found = self.listed
         if found is None:
-            found = (
-                self._read_parquet(staging, run)
-                if self.kind == "parquet"
-                else self._read_shards(staging, run)
-            )
+            found = self._read_parquet(run) if self.kind == "parquet" else self._read_shards(run)
         if self.splits is not None:
             if missing := [name for name in self.splits if name not in found.splits]:
                 raise FeedlineError(
@@ -96,7 +92,7 @@ class Source:
             )
         return found
 
-    def _read_parquet(self, staging: Path, run: Map) -> Listing:
+    def _read_parquet(self, run: Map) -> Listing:
         parts, containers, names = [], [], set()
         for rows, path, classes in run(partial(parquet.spool, multi_label=self.multi_label), self.inputs):
             parts.append(rows)
@@ -108,7 +104,7 @@ class Source:
             )
         return self._joined(parts, containers, self.classes or names.pop(), [])
 
-    def _read_shards(self, staging: Path, run: Map) -> Listing:
+    def _read_shards(self, run: Map) -> Listing:
         parts, containers = [], []
         ignored: list[dict[str, str]] = []
         for rows, path, unusable in run(webdataset.scan, self.inputs):
@@ -188,26 +184,29 @@ def open_source(
         multi_label=multi_label,
     )
     if kind in ("parquet", "webdataset"):
-        suffixes = parquet.SUFFIXES if kind == "parquet" else webdataset.SUFFIXES
-        found = find_inputs(root, suffixes)
-        source.inputs = tuple(one for one in found if source.splits is None or one.split in source.splits)
-        if not source.inputs:
-            have = ", ".join(sorted({one.split for one in found}))
-            raise FeedlineError(
-                f"{root} has no split {source.splits[0] if source.splits else ''!r}; it has {have}"
-            )
-        return source
+        source.inputs = _inputs(root, kind, source.splits)
+    else:
+        source.listed = _listed(root, kind, names, multi_label)
+    return source
+
+
+def _inputs(root: str, kind: str, splits: tuple[str, ...] | None) -> tuple[Input, ...]:
+    found = find_inputs(root, parquet.SUFFIXES if kind == "parquet" else webdataset.SUFFIXES)
+    inputs = tuple(one for one in found if splits is None or one.split in splits)
+    if not inputs:
+        have = ", ".join(sorted({one.split for one in found}))
+        raise FeedlineError(f"{root} has no split {splits[0] if splits else ''!r}; it has {have}")
+    return inputs
+
+
+def _listed(root: str, kind: str, classes: tuple[str, ...] | None, multi_label: bool) -> Listing:
     if "://" in root:
         raise FeedlineError(
             f"{root}: a source of kind {kind} must lie on a disk; only Parquet and WebDataset may be URLs"
         )
-    listers: dict[str, Callable[[Path, tuple[str, ...] | None], Listing]] = {
-        "folders": list_folders,
-        "ilsvrc": list_ilsvrc,
-        "list": partial(lists.list_file, multi_label=multi_label),
-    }
-    source.listed = listers[kind](Path(root), names)
-    return source
+    if kind == "list":
+        return lists.list_file(Path(root), classes, multi_label=multi_label)
+    return list_ilsvrc(Path(root), classes) if kind == "ilsvrc" else list_folders(Path(root), classes)
 
 
 def detect(root: str) -> str:
@@ -257,12 +256,14 @@ def _own_classes(root: str) -> tuple[str, ...] | None:
 
 def _update(digest: Any, rows: pa.Table, *, times: bool) -> None:
     """Feed a table into a digest, in an order that does not depend on the file system's."""
-    order, several = pc.sort_indices(rows, [("source", "ascending")]), "labels" in rows.column_names
+    order = pc.sort_indices(rows, [("source", "ascending")])
     for first in range(0, len(order), 1 << 18):
         part = rows.take(order[first : first + (1 << 18)])
         for name in part["source"].to_pylist():
             digest.update(name + b"\0")
-        if several:
+        if "labels" in rows.column_names:
             digest.update(repr(part["labels"].to_pylist()).encode())
-        for column in (*([] if several else ["label"]), "size", *(["mtime_ns"] if times else [])):
+        else:
+            digest.update(part["label"].to_numpy().tobytes())
+        for column in ("size", *(["mtime_ns"] if times else [])):
             digest.update(part[column].to_numpy().tobytes())

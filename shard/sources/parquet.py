@@ -75,10 +75,8 @@ def spool(
     Raises:
         FeedlineError: not Parquet, wrong columns, an image without bytes, or the disk is full.
     """
-    data, index = (
-        source.spooled(staging, suffix)
-        for suffix in (".images", ".lists.parquet" if multi_label else ".rows.parquet")
-    )
+    data = source.spooled(staging, ".images")
+    index = source.spooled(staging, ".lists.parquet" if multi_label else ".rows.parquet")
     try:
         with pq.ParquetFile(source.open(staging), memory_map=not source.is_remote) as file:
             found = columns(file.schema_arrow, source.url, multi_label)

@@ -104,7 +104,7 @@ def test_a_window_is_read_from_its_pixels(flip: bool) -> None:
     y, x = np.mgrid[:40, :60].astype(float)
     image = np.stack([255 * (x + 0.5) / 60, 255 * (y + 0.5) / 40, 0 * x], axis=2)
     crop = image[8:24, 15:31]
-    windows, flips = read_windows(crop[None, :, ::-1] if flip else crop[None], np.array([[60, 40]]))
+    windows, flips = read_windows(crop[None, :, ::-1] if flip else crop[None])
     np.testing.assert_allclose(windows, [[15 / 60, 8 / 40, 16 / 60, 16 / 40]], atol=1e-9)
     assert flips.tolist() == [flip]
 

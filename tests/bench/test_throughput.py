@@ -18,8 +18,6 @@ from bench.peers.base import Job
 from bench.stages import Copy
 from shard.dataset import Dataset, Split
 
-QUICK = ["--repeats", "1", "--seconds", "0.05", "--batch-size", "8", "--size", "32"]
-
 
 class Stub:
     """In place of `Isolated`, whose processes tests/bench/test_peers.py starts."""
@@ -43,20 +41,16 @@ class Stub:
         """Nothing to free."""
 
 
+def command(dataset: Dataset, out: Path, *more: str) -> list[str]:
+    quick = ["--repeats", "1", "--seconds", "0.05", "--batch-size", "8", "--size", "32"]
+    return ["throughput", "--data", str(dataset.root), "--out", str(out), *quick, *more]
+
+
 def test_throughput_end_to_end(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.throughput.Isolated", Stub)
-    arguments = [
-        "throughput",
-        "--data",
-        str(dataset.root),
-        "--model",
-        "cifar_resnet9",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert main([*arguments, *QUICK, "--peers"]) == 0
+    assert main(command(dataset, tmp_path / "out", "--model", "cifar_resnet9", "--peers")) == 0
     out = capsys.readouterr().out
     assert "limits" in out
     record = json.loads((tmp_path / "out" / "throughput.json").read_text())
@@ -100,17 +94,7 @@ def test_throughput_end_to_end(
 
 
 def test_chosen_stages_only(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "throughput",
-        "--data",
-        str(dataset.root),
-        "--out",
-        str(tmp_path),
-        "--stages",
-        "loader",
-        "--json",
-    ]
-    assert main([*arguments, *QUICK, "--backend", "dali"]) == 0
+    assert main(command(dataset, tmp_path, "--stages", "loader", "--json", "--backend", "dali")) == 0
     record = json.loads(capsys.readouterr().out)
     assert [stage["name"] for stage in record["stages"]] == ["loader_dali"]
     assert record["ratios"] == {}
@@ -122,17 +106,7 @@ def test_cold_evicts_before_every_measurement(
     evicted: list[Split] = []
     monkeypatch.setattr(page_cache, "evict", evicted.append)
     monkeypatch.setattr(page_cache, "resident_share", lambda split: 0.0)
-    words = [
-        "throughput",
-        "--data",
-        str(dataset.root),
-        "--out",
-        str(tmp_path),
-        "--stages",
-        "read,decode",
-        "--json",
-    ]
-    assert main([*words, *QUICK, "--cold"]) == 0
+    assert main(command(dataset, tmp_path, "--stages", "read,decode", "--json", "--cold")) == 0
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert settings["page_cache"] == "cold: evicted before every measurement"
     assert "only the first pass of a measurement is cold" in settings["page_cache_advice"]
@@ -169,17 +143,8 @@ def test_data_greater_than_memory_needs_no_advice() -> None:
 def test_a_grid_has_a_record_per_cell_and_one_table(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "throughput",
-        "--data",
-        str(dataset.root),
-        "--out",
-        str(tmp_path),
-        "--stages",
-        "decode,loader",
-        *QUICK,
-    ]
-    assert main([*words, "--resolutions", "32,48", "--batch-sizes", "8", "--backends", "torch"]) == 0
+    axes = ["--resolutions", "32,48", "--batch-sizes", "8", "--backends", "torch"]
+    assert main(command(dataset, tmp_path, "--stages", "decode,loader", *axes)) == 0
     cells = ["32px-batch8-torch", "48px-batch8-torch"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["decode", "loader", "feed", "ratio"]
@@ -231,8 +196,7 @@ def test_mistakes_end_in_one_line(
 ) -> None:
     if {"cuda", "gpu"} & set(arguments) and torch.cuda.is_available():
         arguments, message = ["--data", "/nowhere"], "is no dataset"
-    given = ["throughput", "--data", str(dataset.root), "--out", str(tmp_path / "out"), *QUICK, *arguments]
-    assert main(given) == 1
+    assert main(command(dataset, tmp_path / "out", *arguments)) == 1
     error = capsys.readouterr().err.splitlines()
     assert [line for line in error if line.startswith("error: ")] == error[-1:]
     assert message in error[-1]
@@ -240,14 +204,14 @@ def test_mistakes_end_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "command", ["throughput", "peers", "scaling", "accelerator", "doctor", "overhead", "remote"]
+    "name", ["throughput", "peers", "scaling", "accelerator", "doctor", "overhead", "remote"]
 )
 def test_where_no_result_can_be_written_nothing_is_measured(
-    command: str, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    more = ["--over", "threads"] if command == "scaling" else []
-    assert main([command, "--data", str(dataset.root), "--out", str(tmp_path / "file" / "out"), *more]) == 1
+    more = ["--over", "threads"] if name == "scaling" else []
+    assert main([name, "--data", str(dataset.root), "--out", str(tmp_path / "file" / "out"), *more]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be written" in line
 

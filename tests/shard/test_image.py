@@ -118,13 +118,24 @@ def test_orientation_is_removed_applied_or_kept() -> None:
 
 
 @pytest.mark.parametrize("how", ["strip", "apply"])
-@pytest.mark.parametrize("note", [b"garbage, no TIFF", b"II*\0", exif(None)[6:] + b"\xff"])
-def test_a_broken_note_of_the_camera_is_none(how: Exif, note: bytes) -> None:
-    """Pillow raises whatever it likes on it, and the pixels are sound."""
+@pytest.mark.parametrize(
+    ("kind", "note", "unread"),
+    [
+        (b"eXIf", b"garbage, no TIFF", True),
+        (b"eXIf", b"II*\0", True),
+        (b"eXIf", exif(None)[6:] + b"\xff", False),
+        (b"tEXt", b"Raw profile type exif\0\nexif\n4\nno digits", True),
+        (b"tEXt", b"xmp\0tiff:Orientation=", True),
+        (b"iTXt", b"exif\0\0\0\0\0text", True),
+    ],
+)
+def test_a_broken_note_of_the_camera_is_none(kind: bytes, note: bytes, unread: bool, how: Exif) -> None:
+    """The pixels are sound; that it could not be read is told."""
     plain = encoded(picture(), "PNG")
-    chunk = struct.pack(">I", len(note)) + b"eXIf" + note + struct.pack(">I", zlib.crc32(b"eXIf" + note))
+    chunk = struct.pack(">I", len(note)) + kind + note + struct.pack(">I", zlib.crc32(kind + note))
     found = check(plain[:33] + chunk + plain[33:], Policy(exif=how))  # behind the header's chunk
-    assert (found.data, list(found.changes)) == (check(plain).data, ["format"])
+    assert found.data == check(plain).data
+    assert list(found.changes) == ["format", *(["note"] if unread else [])]
 
 
 def test_orientation_is_applied_whatever_else_is_noted() -> None:
