@@ -209,7 +209,10 @@ def test_first_images_are_as_they_are(dataset_dir: Path) -> None:
     [
         ("--flipp-tta", "there is no flag --flipp-tta; did you mean '--flip-tta'"),
         ("--epochs x", "duration is 'xep'"),
-        ("--mixup 1 --batch-size 1", "at least 2 samples"),
+        (
+            "--arch test_vit --model-args img_size=32 --size 32 --eval-size 32 --mixup 1 --batch-size 1",
+            "at least 2 samples",
+        ),
         ("--sync-bn", "sync_bn is on"),
         ("--arch test_efficientnet --model-args depth=3", "does not take"),
         (
