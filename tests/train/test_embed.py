@@ -188,7 +188,8 @@ def test_an_image_of_the_split_finds_itself(
     names = [dataset_dir.parent / "images" / "train" / f"class{i}" / "3.jpg" for i in (4, 1)]
     sheet = tmp_path / "found.png"
     flags = ["embed", str(run), "--split", "train", "--top", "3", "--batch-size", "1", "--sheet", str(sheet)]
-    assert main([*flags, "--search", *map(str, names)]) == 0
+    searches = [word for name in names for word in ("--search", str(name))]  # as well as one flag for both
+    assert main([*flags, *searches]) == 0
     said = capsys.readouterr().out
     for name, label in zip(names, (4, 1), strict=True):
         first = re.search(rf"{name}:\n +1  cosine (\S+)  id (\d+)  key (\d+)  (\S+)\n", said)

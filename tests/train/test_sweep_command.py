@@ -41,5 +41,9 @@ def test_the_command(flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixt
     shown = capfd.readouterr()
     assert "best: trial 0" in shown.out
     assert "one flag alone was searched" in shown.err
+    assert main(["sweep", *words, "--search", "weight-decay=log(1e-5,1e-3)"]) == 1
+    assert (
+        "--search weight-decay was not there → " in capfd.readouterr().err
+    )  # beside the first, not in its place
     assert main(["sweep", *words, "--label-smoothing", "0.3"]) == 1
     assert "--label-smoothing 0.1 → 0.3" in capfd.readouterr().err

@@ -190,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--search",
         nargs="+",
+        action="extend",
         metavar="IMAGE",
         help="find the samples nearest to these files, folders or patterns",
     )

@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--search",
         nargs="+",
+        action="extend",
         metavar="FLAG=RANGE",
         help="log(a,b), uniform(a,b), int(a,b[,step]) or choice(a,b,…) of any flag of the training; quote it, or write "
         "lr=log:1e-4,1",
