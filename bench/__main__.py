@@ -21,6 +21,7 @@ from bench.commands import (
     throughput,
 )
 from shard.errors import FeedlineError
+from shard.unread import unless_unread
 
 _COMMANDS = (
     throughput,
@@ -40,6 +41,10 @@ _COMMANDS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    return unless_unread(lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))

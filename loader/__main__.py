@@ -16,6 +16,7 @@ from loader.resolve import BACKENDS
 from loader.show import make_sheet, recipe_transform, save, spread
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from shard.unread import unless_unread
 
 _CROPS: dict[str, Transform] = {
     "random-resized": RandomResizedCrop(),
@@ -26,13 +27,20 @@ _CROP = "random-resized"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage."""
+    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 unread."""
+    return unless_unread(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return _show(options)
     except FeedlineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

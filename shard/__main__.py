@@ -5,11 +5,11 @@ import sys
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    from shard.commands import (
-        run,
-    )  # here, because worker processes import this module, too, and need none of it
+    # Here, because worker processes import this module, too, and need none of it.
+    from shard.commands import run
+    from shard.unread import unless_unread
 
-    return run(arguments)
+    return unless_unread(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from shard.unread import unless_unread
 from train import checkpoint
 from train.build import length_of
 from train.cli import Options, UsageError, list_recipes, parse
@@ -41,12 +42,16 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in COMMANDS:
-        return _command(argv[0], argv[1:])
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in COMMANDS:
+        return unless_unread(lambda: _command(words[0], words[1:]))
+    return unless_unread(lambda: _train(words))
+
+
+def _train(argv: Sequence[str]) -> int:
     connected = False
     try:
-        options = _parse(argv)
+        options = parse(argv)
         if options.list_recipes:
             print(list_recipes(), end="")
             return 0
@@ -68,31 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted before training began", 130, alike=True)
 
 
-def _parse(argv: Sequence[str]) -> Options:
-    try:
-        try:
-            return parse(argv)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # `--help | head` has seen enough
-        raise SystemExit(_unread()) from None
-
-
-def _unread() -> int:
-    """Exit status of a program whose output nobody reads any more: as a shell has it for SIGPIPE."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
-
-
 def _command(name: str, argv: Sequence[str]) -> int:
     """Run one of `COMMANDS`, whose modules are imported only then: some need extras."""
     try:
-        try:
-            status: int = importlib.import_module(COMMANDS[name]).main(argv)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        return _unread()
+        status: int = importlib.import_module(COMMANDS[name]).main(argv)
     except FeedlineError as error:
         return _fail(str(error), 1, alike=True)
     except MemoryError as error:

@@ -56,9 +56,8 @@ def main(argv: Sequence[str]) -> int:
         found = find_images(options.images, lines())
         try:
             _write(_good(predict(found, predictor), tally), form, options.out, top)
-        except BrokenPipeError:  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141  # as a shell has it for SIGPIPE
+        except BrokenPipeError:
+            raise  # `| head` has seen enough: no fault of a disk's
         except OSError as error:
             # What is left in the buffer would be tried again at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
