@@ -82,6 +82,7 @@ class Sheet:
         draw = ImageDraw.Draw(sheet)
 
         def write(left: int, top: int, text: str, most: int, color: tuple[int, int, int]) -> None:
+            text = "".join(c if c.isprintable() else " " for c in text)  # Pillow measures no second line
             font = font_for(text, _FONT)
             draw.text((left, top + 2), _shortened(text, most, draw, font), color, font)
 
