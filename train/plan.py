@@ -178,7 +178,13 @@ def find_batch_size(config: Config, dataset: Dataset, world: World, memory_gib: 
         assert memory_gib is not None
         fits = fits_in_budget(step, side, classes, int(memory_gib * 2**30))
     least = 2 if lone_norms(step.net, side) else 1
-    power, most = largest(fits, limit=len(dataset.split(config.input.train_split)), least=least)
+    limit = len(dataset.split(config.input.train_split))
+    if limit < least:
+        raise FeedlineError(
+            f"--find-batch-size: split {config.input.train_split!r} has {limit} sample, and this model takes batches "
+            f"of {least} or more; use a larger split"
+        )
+    power, most = largest(fits, limit=limit, least=least)
     if power == 0:
         raise FeedlineError(f"--find-batch-size: not even a batch of {least} at {side} px fits in memory")
     return batch_size_text(config, power, most)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def test_tiles_of_the_picture_are_the_images_of_the_run(dataset: Dataset, transf
             tile = np.asarray(picture.crop((left, top, left + sheet.side, top + sheet.side)))
             assert sheet.side == 96
             assert np.array_equal(tile[:: sheet.scale, :: sheet.scale], run[sample])
+    assert replace(sheet, rows=("a\nb", "$x$ $y", "L" * 150)).picture().size == picture.size
     split = dataset.split("train")
     assert sheet.rows[0].startswith(f"id 17 · {dataset.classes[split.label[17]]} · {split.width[17]} x ")
     assert sheet.columns == ("epoch 4", "epoch 5")

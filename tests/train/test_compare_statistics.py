@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
+from shard.errors import FeedlineError
 from train.compare.pareto import pareto_front
 from train.compare.significance import compare_all, holm, mcnemar, paired_interval
 from train.compare.tables import verdict
@@ -62,3 +63,5 @@ def test_only_the_samples_that_both_have_are_compared() -> None:
     assert (pair.samples, pair.only_a, pair.only_b, pair.top1_a, pair.top1_b) == (2, 1, 0, 50, 0)
     assert not pair.significant
     assert verdict(pair) == "a and b: no significant difference (p = 1)"
+    with pytest.raises(FeedlineError, match="a and c decoded no sample in common"):
+        compare_all({"a": a, "c": (np.array([7]), np.array([True]))})

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from shard.errors import FeedlineError
-from train.compare.significance import LEVEL, holm
+from train.compare.significance import LEVEL, holm, in_common
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -196,8 +196,7 @@ def compare_maps(
 
 
 def _test(name_a: str, name_b: str, a: Answers, b: Answers, pairs: int) -> MapPair:
-    # A sample that one of them could not decode is left out.
-    _, of_a, of_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
+    of_a, of_b = in_common((name_a, name_b), a.ids, b.ids)
     targets, p_a, p_b = a.targets[of_a], a.probabilities[of_a], b.probabilities[of_b]
     if a.classes != b.classes or not np.array_equal(targets, b.targets[of_b]):
         raise FeedlineError(

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
+from shard.errors import FeedlineError
+
 LEVEL = 0.05
 RESAMPLES = 10_000
 
@@ -102,6 +104,20 @@ def holm(p: Sequence[float]) -> list[float]:
     return found
 
 
+def in_common(
+    names: tuple[str, str], a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Places of the samples that both of two runs decoded, in the ids [N] of the one and of the other.
+
+    Raises:
+        FeedlineError: there are none.
+    """
+    _, of_a, of_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
+    if not len(of_a):
+        raise FeedlineError(f"{names[0]} and {names[1]} decoded no sample in common; evaluate both again")
+    return of_a, of_b
+
+
 def compare_all(right: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]) -> list[Pair]:
     """Test every pair.
 
@@ -112,8 +128,7 @@ def compare_all(right: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.boo
     rows = []
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
-            # A sample that one of them could not decode is left out.
-            _, of_a, of_b = np.intersect1d(right[a][0], right[b][0], assume_unique=True, return_indices=True)
+            of_a, of_b = in_common((a, b), right[a][0], right[b][0])
             hit_a, hit_b = right[a][1][of_a], right[b][1][of_b]
             only_a, only_b = int(np.count_nonzero(hit_a & ~hit_b)), int(np.count_nonzero(hit_b & ~hit_a))
             rows.append((a, b, len(of_a), int(hit_a.sum()), int(hit_b.sum()), only_a, only_b))

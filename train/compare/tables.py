@@ -158,8 +158,10 @@ def _significance(found: Comparison, layout: Callable[[Rows], str]) -> list[tupl
     shared, sections = found.shared, []
     if found.pairs:
         many = len(found.pairs) > 1
+        numbers = sorted({pair.samples for pair in found.pairs})  # several where some do not decode
         title = (
-            f"the same {found.pairs[0].samples:,} samples of {shared.data}, split {shared.split!r}: "
+            f"the same {' or '.join(format(number, ',') for number in numbers)} samples of "
+            f"{shared.data}, split {shared.split!r}: "
             f"{found.pairs[0].method}" + (", Holm's correction" if many else "")
         )
         alone = ["a alone right", "b alone right"] if found.metric == "top1" else []

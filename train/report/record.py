@@ -54,9 +54,10 @@ class Record:
 
     @property
     def best(self) -> Line | None:
-        """Line of the best evaluation."""
+        """Line of the best evaluation: of a finished run that which it took for the best."""
         score, loss = f"{self.judged}{self.metric}", f"{self.judged}loss"
-        return max(self.evaluations, key=lambda line: rank(line[score], line[loss]), default=None)
+        taken = [line for line in self.evaluations if line["epoch"] == self.summary.get("best_epoch")]
+        return max(taken or self.evaluations, key=lambda line: rank(line[score], line[loss]), default=None)
 
     @property
     def steps_per_epoch(self) -> float | None:
