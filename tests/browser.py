@@ -180,3 +180,16 @@ class Chromium:
         os.kill(self._pid, signal.SIGTERM)
         os.waitpid(self._pid, 0)
         self._folder.cleanup()
+
+
+def require_harmless(html: str) -> None:
+    """Fail if a page into which somebody wrote `<script>alert(…)` or the like runs it, as text or as an attribute."""
+    assert "<script>alert" not in html
+    assert html.count("<script>") == 1
+
+    def attributes(node: Any) -> set[str]:
+        if isinstance(node, str):
+            return set()
+        return set(node["attributes"]) | {name for child in node["children"] for name in attributes(child)}
+
+    assert not [name for name in attributes(parse(html)) if name.startswith("on") or "alert" in name]
