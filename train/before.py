@@ -89,21 +89,24 @@ def measure(
         if not parts:
             return {}
         found = _by_features(parts, config, dataset, how)
-        if starts_head:
-            started = start_head(
-                step.net, fit(parts[0], len(dataset.classes), HEAD_C), config.input.eval_size
-            )
-            # Ranks may round differently, and so find otherwise whether it worked: the first one's holds.
-            world.broadcast_(step.net.parameters())
-            if world.gather(started)[0]:
-                found["head"] = "probe"
-            else:
-                _tell_random(config, world)
-                if not how:
-                    return {}
+        if starts_head and _head_started(step, config, dataset, world, parts[0]):
+            found["head"] = "probe"
+        elif not how:
+            return {}
     else:
         return {}
     return found | {"took_s": round(time.perf_counter() - began, 1)}
+
+
+def _head_started(step: TrainStep, config: Config, dataset: Dataset, world: World, train: Features) -> bool:
+    """Let the head start as the probe of these features; whether it could, the same on every rank."""
+    started = start_head(step.net, fit(train, len(dataset.classes), HEAD_C), config.input.eval_size)
+    # Ranks may round differently, and so find otherwise whether it worked: the first one's holds.
+    world.broadcast_(step.net.parameters())
+    if not world.gather(started)[0]:
+        _tell_random(config, world)
+        return False
+    return True
 
 
 def _metric(dataset: Dataset) -> str:

@@ -17,8 +17,8 @@ from train.model import ModelConfig, Normalized, make_model
 from train.norms import lone_norms
 
 
-def network(arch: str, **more: str) -> Normalized:
-    return make_model(ModelConfig(arch=arch, **more), 4, torch.device("cpu"))  # type: ignore[arg-type]
+def network(arch: str, model_args: str = "") -> Normalized:
+    return make_model(ModelConfig(arch=arch, model_args=model_args), 4, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

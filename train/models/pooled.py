@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
 from torch import nn
 
 
-class MaxPooled(nn.Module):
+class MaxPooled(nn.Module, ABC):
     """The rest of a network around `forward_features`, as timm's tools expect it.
 
     Subclasses call `reset_classifier` when their layers are made.
@@ -37,9 +38,9 @@ class MaxPooled(nn.Module):
             nn.Linear(self.num_features, num_classes, bias=self.head_bias) if num_classes else nn.Identity()
         )
 
+    @abstractmethod
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Feature map [B, C, H // 8, W // 8] of images [B, 3, H, W]."""
-        raise NotImplementedError
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Logits [B, classes], or pooled features [B, C] with `pre_logits`, of a feature map."""
