@@ -21,6 +21,9 @@ from typing import Protocol
 INTERVAL_S = 0.5
 _POLL_S = 0.02
 _LOOK_EVERY = 4  # beats between two looks at the others
+# Where the network breaks and no connection closes, a call of torch's store never returns: not even after its time-out,
+# when it waits for the server to confirm that it has given up (torch 2.14). Nothing here waits for one for longer.
+_ANSWER_S = 5.0
 EXIT_LOST = 1
 
 
@@ -103,16 +106,48 @@ class Joining:
         """Stop the clock."""
         self._timer.cancel()
 
-    def _end(self) -> None:
+    def _absent(self) -> str:
         absent = [r for r in range(self._size) if not self._store.check([f"{self._here}/{r}"])]
-        reason = (
-            f"rank {', '.join(map(str, absent))} of {self._size} has not come"
-            if absent
-            else f"all {self._size} are there, but do not connect"
-        )
+        if absent:
+            return f"rank {', '.join(map(str, absent))} of {self._size} has not come"
+        return f"all {self._size} are there, but do not connect"
+
+    def _end(self) -> None:
+        reason = _answer(self._absent) or f"the store of the run does not answer: {_STORE_GONE}"
         message = f"the ranks have not met within {self._limit_s:g} s (--join-timeout-s): {reason}"
         print(f"[rank {self._rank}] error: {message}", file=sys.stderr, flush=True)
         self._leave(EXIT_LOST)
+
+
+_STORE_GONE = "its torchrun, its machine or the network between is gone"
+
+
+def _answer(ask: Callable[[], str]) -> str:
+    """Ask the store; empty if it does not answer in time."""
+    answer: list[str] = []
+    thread = threading.Thread(target=lambda: answer.append(ask()), daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S)
+    return answer[0] if answer else ""
+
+
+class _RunningClock:
+    """Seconds that this process has run. Does not count what it was stopped for: Ctrl-Z, `scontrol suspend`.
+
+    Args:
+        most_s: what counts at most between two readings.
+    """
+
+    def __init__(self, most_s: float) -> None:
+        self._most_s, self._ran, self._last, self._lock = most_s, 0.0, time.monotonic(), threading.Lock()
+
+    def __call__(self) -> float:
+        """Return the seconds so far."""
+        with self._lock:
+            now = time.monotonic()
+            self._ran += min(now - self._last, self._most_s)
+            self._last = now
+            return self._ran
 
 
 @dataclass(slots=True)
@@ -149,8 +184,11 @@ class Peers:
         )  # fmt: skip
         self._beats = 0
         self._seen: dict[int, _Seen] = {}
+        self._clock = _RunningClock(lost_after_s / 4)
+        self._answered = self._clock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feedline-heartbeat", daemon=True)
+        self._watch = threading.Thread(target=self._watch_store, name="feedline-store", daemon=True)
 
     def beat(self, state: str = "at") -> None:
         """Write this rank's heartbeat."""
@@ -161,15 +199,16 @@ class Peers:
     def look(self) -> None:
         """Read everyone's heartbeat."""
         others = [r for r in range(self._size) if r != self._rank]
-        now = time.monotonic()
-        for rank, value in zip(others, self._store.multi_get([f"beat/{r}" for r in others]), strict=True):
+        values = self._store.multi_get([f"beat/{r}" for r in others])
+        self._answered = now = self._clock()
+        for rank, value in zip(others, values, strict=True):
             text = value.decode()
             if rank not in self._seen or self._seen[rank].text != text:
                 self._seen[rank] = _Seen(text, now)
 
     def missing(self, silent_s: float) -> list[str]:
         """Describe the ranks that failed, or have been silent for `silent_s`; one that is done is not missing."""
-        now, found = time.monotonic(), []
+        now, found = self._clock(), []
         for rank, seen in sorted(self._seen.items()):
             _, step, host, process, state = seen.text.split(" ", 4)
             who = f"rank {rank} (host {host}, process {process})"
@@ -199,13 +238,15 @@ class Peers:
             # Those who live have beaten about three times in this time.
             found = self.missing(2 * INTERVAL_S)
         except (RuntimeError, OSError) as error:  # the store went with rank 0's machine, or with torchrun
-            return f"the store of the run does not answer ({_first_line(error)}): its torchrun or machine is gone"
+            return _store_lost(error)
         return "; ".join(found) if found else self.behind()
 
     def __enter__(self) -> Peers:
-        """Beat once and start the thread."""
+        """Beat once and start the threads."""
         self.beat()
+        self._answered = self._clock()
         self._thread.start()
+        self._watch.start()
         return self
 
     def __exit__(
@@ -213,7 +254,10 @@ class Peers:
     ) -> None:
         """Tell the others why this rank leaves."""
         self._ended.set()
-        self._thread.join()
+        self._watch.join()
+        self._thread.join(_ANSWER_S)
+        if self._thread.is_alive():  # the store does not answer: nobody can be told
+            return
         orderly = error is None or getattr(error, "orderly", False)
         state = "done" if orderly or error is None else f"failed: {_first_line(error)}"
         try:
@@ -232,12 +276,17 @@ class Peers:
                 self.look()
             except (RuntimeError, OSError) as error:
                 if not self._ended.is_set():
-                    self._end(
-                        f"the store of the run does not answer ({_first_line(error)}): torchrun has gone"
-                    )
+                    self._end(_store_lost(error))
                 return
             if found := self.missing(self._lost_after_s):
                 self._end("lost " + "; ".join(found))
+                return
+
+    def _watch_store(self) -> None:
+        while not self._ended.wait(INTERVAL_S):
+            silent_s = self._clock() - self._answered
+            if silent_s >= self._lost_after_s:
+                self._end(f"the store of the run has not answered for {silent_s:.0f} s: {_STORE_GONE}")
                 return
 
     def _end(self, message: str) -> None:
@@ -247,6 +296,10 @@ class Peers:
             return
         print(f"[rank {self._rank}] error: {message}", file=sys.stderr, flush=True)
         self._leave(EXIT_LOST)
+
+
+def _store_lost(error: BaseException) -> str:
+    return f"the store of the run does not answer ({_first_line(error)}): {_STORE_GONE}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -260,10 +260,11 @@ def _wrap(
     ddp = DistributedDataParallel(
         net,
         device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,  # running statistics are rank 0's, taken over once before each evaluation
         gradient_as_bucket_view=True,
         static_graph=static,
     )
+    # Running statistics are rank 0's, taken over once before each evaluation. As an argument torch 2.14 warns of it.
+    ddp.broadcast_buffers = False
     if config.compress_grads:
         ddp.register_comm_hook(None, bf16_compress_hook)
     return ddp

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -105,6 +106,73 @@ def test_the_store_itself_may_be_gone(clock: list[float]) -> None:
     assert "the store of the run does not answer (Broken pipe)" in Peers(Gone(), 0, 2, 20.0).explain()
 
 
+class CutOff(Memory):
+    """A store behind a network that broke without closing anything: calls do not return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken, self.mended = False, threading.Event()
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        if self.broken:
+            self.mended.wait()
+        return super().multi_get(keys)
+
+    def check(self, keys: list[str]) -> bool:
+        if self.broken:
+            self.mended.wait()
+        return super().check(keys)
+
+
+def wait_for(left: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while not left and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_a_process_cut_off_from_the_store_ends_although_its_calls_do_not_return(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(module, "_ANSWER_S", 0.05)
+    store, left = CutOff(), list[int]()
+    Peers(store, 1, 2, 0.1).beat("done")  # nobody whose silence could be noticed
+    with Peers(store, 0, 2, 0.1, leave=left.append):  # leaving does not wait for the store either
+        assert not left
+        store.broken = True
+        wait_for(left)
+    store.mended.set()
+    assert left == [1]
+    assert "[rank 0] error: the store of the run has not answered for " in capsys.readouterr().err
+
+
+def test_ranks_cut_off_while_they_meet_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_ANSWER_S", 0.05)
+    store, left = CutOff(), list[int]()
+    store.broken = True
+    with Joining(store, 0, 2, 0.01, leave=left.append):
+        wait_for(left)
+    store.mended.set()
+    assert left == [1]
+    assert "(--join-timeout-s): the store of the run does not answer" in capsys.readouterr().err
+
+
+def test_ranks_that_were_stopped_together_do_not_miss_each_other(clock: list[float]) -> None:
+    a, b, _ = three(Memory())
+    a.look()
+    clock[0] = 3600.0  # Ctrl-Z and fg, or `scontrol suspend` and resume: a looks before the others have run
+    a.look()
+    assert a.missing(20.0) == []
+    for second in range(3601, 3621):
+        clock[0] = float(second)
+        b.beat()
+        a.look()
+    (lost,) = a.missing(20.0)
+    assert lost.startswith("rank 2 (")
+
+
 def test_a_process_that_waits_for_a_lost_rank_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,9 +182,7 @@ def test_a_process_that_waits_for_a_lost_rank_ends(
     other.beat()
     waiting = Peers(store, 0, 2, 0.1, leave=left.append)
     with waiting:
-        deadline = time.monotonic() + 20
-        while not left and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(left)
     assert left == [1]
     assert "[rank 0] error: lost rank 1 (" in capsys.readouterr().err
 
@@ -153,9 +219,7 @@ def test_ranks_that_do_not_meet_end_and_say_who_is_absent(
     for rank in here:
         store.set(f"here/0/{rank}", "")
     with Joining(store, 0, 4, 0.01, leave=left.append):
-        deadline = time.monotonic() + 20
-        while not left and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(left)
     assert left == [1]
     assert message in capsys.readouterr().err
     with Joining(store, 0, 4, 0.01, leave=left.append):
