@@ -83,27 +83,31 @@ class Decode:
 
 
 class Load:
-    """The loader: what training gets, without training."""
+    """The loader: what training gets, without training.
+
+    Attributes:
+        loader: closed with the stage.
+    """
 
     lead_in = 6
 
     def __init__(self, loader: Loader, name: str, title: str) -> None:
         self.name, self.title = name, title
-        self._loader = loader
+        self.loader = loader
         self._batches = endless_batches(loader)
 
     def step(self) -> tuple[int, int]:
         """See `Stage.step`."""
         batch = next(self._batches)
-        return batch.num_valid, _encoded_bytes(self._loader, batch)
+        return batch.num_valid, _encoded_bytes(self.loader, batch)
 
     def synchronize(self) -> None:
         """Wait for the GPU, where batches are made there."""
-        synchronize(self._loader.device)
+        synchronize(self.loader.device)
 
     def close(self) -> None:
         """See `Stage.close`."""
-        self._loader.close()
+        self.loader.close()
 
 
 class Copy:

@@ -14,6 +14,7 @@ import torch
 
 from bench.gpu import gpu_figures
 from bench.intervals import Interval, median_interval, ratio_figures, ratio_interval
+from bench.long_epochs import with_long_epochs
 from bench.measure import Series, Stage, measure
 from bench.page_cache import Eviction, advice, memory_bytes, state
 from bench.peers.base import Job
@@ -64,7 +65,8 @@ def throughput(plan: Plan, device: torch.device, say: Callable[[str], None]) -> 
         raise FeedlineError("data is missing; give --data DATASET")
     dataset = Dataset.open(config.data)
     with ExitStack() as stack:
-        stages = _Maker(plan, dataset, device).make()
+        repeated = with_long_epochs(dataset, config.input.train_split, config.input.batch_size)
+        stages = _Maker(plan, repeated, device).make()
         for stage in stages:
             stack.callback(stage.close)
         if device.type == "cuda":
@@ -79,7 +81,8 @@ def throughput(plan: Plan, device: torch.device, say: Callable[[str], None]) -> 
             for stage in _of_gpu(stages, device)
         }
     found = {one.name: one for one in series}
-    default = next((s.name for s in stages if isinstance(s, Load)), None)
+    load = next((stage for stage in stages if isinstance(stage, Load)), None)
+    default = load.name if load is not None else None
     return {
         "benchmark": "throughput",
         "environment": environment(device),
@@ -99,6 +102,7 @@ def throughput(plan: Plan, device: torch.device, say: Callable[[str], None]) -> 
         **_ratios(found, default),
         "gpu": gpu.get("real"),
         "gpu_by_stage": gpu,
+        "hw_decoder_load": load.loader.hw_decoder_load if load is not None else None,
         "peak_gpu_memory_gib": _peak_gib(device),
     }
 

@@ -27,13 +27,18 @@ def check_numbers(arguments: dict[str, Any]) -> None:
         raise FeedlineError(f"max_bad is {max_bad}; it must not be negative")
     if (timeout_s := arguments["timeout_s"]) <= 0:
         raise FeedlineError(f"timeout_s is {timeout_s}; it must be positive")
-    if (load := arguments["hw_decoder_load"]) is not None and not 0 <= load <= 1:
-        raise FeedlineError(f"hw_decoder_load is {load}; it must lie in 0 … 1")
+    check_load(arguments["hw_decoder_load"])
     rank, world_size = arguments["rank"], arguments["world_size"]
     if not 0 <= rank < world_size:
         raise FeedlineError(
             f"rank is {rank}; with world_size {world_size} it must lie in 0 … {world_size - 1}"
         )
+
+
+def check_load(load: float | None) -> None:
+    """Reject a share of the JPEGs for a GPU's decoding engine that is none."""
+    if load is not None and not 0 <= load <= 1:
+        raise FeedlineError(f"hw_decoder_load is {load}; it must lie in 0 … 1")
 
 
 def check_threads(threads: int | None, name: str) -> None:

@@ -44,8 +44,9 @@ def finish(fed: Fed, labels: npt.NDArray[Any], rows: int, device: torch.device) 
     all_labels[:n] = own
     valid[:n] = True
     ids[:n] = torch.from_numpy(fed.ids)
-    for column, value in ((all_labels, 0), (valid, False), (ids, -1), (images, 0)):
-        column[bad] = value
+    if bad:  # on a GPU even no rows would be sent over, and waited for
+        for column, value in ((all_labels, 0), (valid, False), (ids, -1), (images, 0)):
+            column[bad] = value
     return Batch(
         images,
         all_labels.to(device, non_blocking=True),

@@ -246,7 +246,9 @@ def _inputs(work: _Work) -> tuple[Any, ...]:
 def _graph(inputs: deque[tuple[Any, ...]], kind: _Kind, hw_decoder_load: float | None) -> Any:
     """Describe the graph; `inputs` alone is captured, the pipeline must not keep the backend alive."""
     gpu = hw_decoder_load is not None
-    decoder = {"device": "mixed", "hw_decoder_load": hw_decoder_load} if gpu else {"device": "cpu"}
+    decoder: dict[str, Any] = {"device": "cpu"}
+    if gpu:  # not affine: its threads stay on the cores of this rank, which were chosen for it
+        decoder = {"device": "mixed", "hw_decoder_load": hw_decoder_load, "affine": False}
     i32, f32 = types.INT32, types.FLOAT
     dtypes, ndims = [types.UINT8, i32, i32, f32, i32], [1, 1, 1, 1, 0]
     if kind.shifted:

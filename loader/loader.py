@@ -167,6 +167,11 @@ class Loader(Position):
         return self._counters.wait_s
 
     @property
+    def hw_decoder_load(self) -> float | None:
+        """Share of the JPEGs that the GPU's decoding engine gets; None: not found out yet, or there is none."""
+        return self._found.hw_decoder_load
+
+    @property
     def counters(self) -> Counters:
         """What has been done so far, and where time went."""
         return self._counters

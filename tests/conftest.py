@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from shard.build import build
 from shard.dataset import Dataset
 from shard.plan import Settings
 
+# torch asks for it at the first product on a GPU, and later tests are of `--deterministic`.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # The same examples on every run, and no deadlines: the machine that runs the tests may be busy.
 settings.register_profile("feedline", derandomize=True, deadline=None)
 settings.load_profile("feedline")
@@ -66,6 +68,10 @@ def dataset(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """URL of a bucket; the environment tells every process how to reach it. One for all tests: fsspec keeps clients."""
+    from moto.server import (
+        ThreadedMotoServer,
+    )  # only here: a machine lent for the tests marked `gpu` has none
+
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()

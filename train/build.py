@@ -19,7 +19,7 @@ from train.inputs import num_samples
 from train.labels import fitted
 from train.model import Normalized, check_sizes, make_model
 from train.norms import check_norms
-from train.numerics import prepare_compilation
+from train.numerics import prepare_compilation, set_numerics
 from train.optim import make_optimizer
 from train.schedule import Length, run_length
 from train.step import TrainStep
@@ -75,6 +75,8 @@ def make_step(
         fitted(config, dataset, ("loss", "stop_metric"))  # raises where it is not
     torch.manual_seed(config.seed)
     prepare_compilation(sizes)
+    # Before the sizes are tried: at its first product cuBLAS takes from the environment whether it is deterministic.
+    set_numerics(config.step.precision, world.device, deterministic=config.step.deterministic)
     classes = None if dataset is None else dataset.classes
     net = make_model(config.model, num_classes, world.device, classes=classes, resumed=resumed)
     check_sizes(net, config.model.arch, image_sizes(config))

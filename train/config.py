@@ -37,7 +37,7 @@ FREE |= {"trackers", "profile", "profile_steps", "before"}
 FREE |= {"patience", "min_change", "stop_metric", "stop_mode", "target"}
 FREE |= {"keep_last", "join_timeout_s", "timeout_s", "lost_after_s"}
 FREE |= {"accumulate", "compile", "compile_mode", "grad_checkpointing"}
-FREE |= {"loader_backend", "loader_threads", "max_bad", "cache", "cache_gb"}
+FREE |= {"loader_backend", "loader_threads", "hw_decoder_load", "max_bad", "cache", "cache_gb"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,10 @@ class Config:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     def __post_init__(self) -> None:
-        """Reject an interval that never ends, and groups that do not go together."""
+        """Reject an interval that never ends, and groups that do not go together; complete --deterministic."""
+        if self.step.deterministic and self.input.hw_decoder_load is None:
+            # The engine rounds otherwise than the kernels, and which share is fastest differs from run to run.
+            object.__setattr__(self, "input", dataclasses.replace(self.input, hw_decoder_load=0.0))
         if self.log_every < 1:
             raise FeedlineError(f"log_every is {self.log_every}; it must be at least 1")
         if self.mix.enabled and self.mix.mix_mode == "elem":

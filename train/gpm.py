@@ -6,6 +6,7 @@ share of the SMs was busy (NVML_GPM_METRIC_SM_UTIL), as a mean between two looks
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -39,12 +40,12 @@ class SmUtilisation:
             nvml.nvmlGpmSampleGet(self._gpu, now)
             question.sample1, question.sample2 = before, now
             nvml.nvmlGpmMetricsGet(question)
-        except nvml.NVMLError:
-            self.close()
+        except nvml.NVMLError:  # two looks that are too close tell nothing; the next one may
             return None
         self._samples.reverse()
         answer = question.metrics[0]
-        return float(answer.value) if answer.nvmlReturn == nvml.NVML_SUCCESS else None
+        known = answer.nvmlReturn == nvml.NVML_SUCCESS and math.isfinite(answer.value)
+        return float(answer.value) if known else None
 
     def close(self) -> None:
         """Free the samples."""

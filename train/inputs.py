@@ -21,7 +21,7 @@ from loader import (
     Transform,
     parse_policy,
 )
-from loader.arguments import check_threads
+from loader.arguments import check_load, check_threads
 from loader.cache import ShardCache, default_cache
 from loader.policies import Policy
 from shard.dataset import Dataset
@@ -85,6 +85,8 @@ class InputConfig:
     """Decoder; auto: DALI on a GPU, torch on a CPU."""
     loader_threads: int | None = None
     """Decoding threads per rank; None: this rank's share of the machine's cores."""
+    hw_decoder_load: float | None = None
+    """Share of the JPEGs that a GPU's decoding engine gets, 0 to 1; None: found out, and 0 with --deterministic."""
 
     def __post_init__(self) -> None:
         """Reject values out of range, and an augmentation that there is not."""
@@ -93,6 +95,7 @@ class InputConfig:
         if self.cache_gb is not None and not self.cache_gb > 0:
             raise FeedlineError(f"cache_gb is {self.cache_gb}; it must be positive")
         check_threads(self.loader_threads, "loader_threads")
+        check_load(self.hw_decoder_load)
         self.train_transform()
         self.order()
 
@@ -263,6 +266,7 @@ def rank_loader(
         device=world.device,
         backend=config.loader_backend,
         threads=config.loader_threads,
+        hw_decoder_load=config.hw_decoder_load,
         local_world_size=world.local_size,
         max_bad=config.max_bad,
         cache=config.shard_cache(dataset),

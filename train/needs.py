@@ -24,9 +24,12 @@ class Need(NamedTuple):
     remedy: str
 
 
+def _on_gpu(config: Config) -> bool:
+    return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+
+
 def _compiles(config: Config) -> bool:
-    gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    return gpu if config.step.compile is None else config.step.compile
+    return _on_gpu(config) if config.step.compile is None else config.step.compile
 
 
 def _has_momentum(config: Config) -> bool:
@@ -67,6 +70,11 @@ NEEDS = (
         ("ramp_from", "ramp_to", "ramp_by", "size_multiple"),
         lambda c: c.resolution.start_size is not None,
         "--start-size",
+    ),
+    Need(
+        ("hw_decoder_load",),
+        lambda c: _on_gpu(c) and c.input.loader_backend != "torch",
+        "a GPU, and DALI (--loader-backend dali)",
     ),
     Need(("compile_mode",), _compiles, "--compile, which is off on a CPU unless given"),
     Need(("compress_grads",), _under_torchrun, "several ranks: torchrun -m train"),

@@ -38,7 +38,7 @@ def set_numerics(precision: str, device: torch.device, *, deterministic: bool) -
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     if deterministic:
-        # Read by cuBLAS when it starts; see torch.use_deterministic_algorithms.
+        # Read once, at the process's first product on a GPU; see torch.use_deterministic_algorithms.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic

@@ -36,6 +36,9 @@ from train.synthetic import SyntheticLoader
 from train.telemetry import clock, peak_memory_bytes
 
 _WARMUP, _MEASURED = 3, 5  # steps
+_LOADERS_PART = (
+    10  # a tenth of a GPU's memory: DALI's is none of torch's, which would not give it back either
+)
 _SIZES = 4  # most image sizes that are measured
 
 
@@ -170,9 +173,7 @@ def find_batch_size(config: Config, dataset: Dataset, world: World, memory_gib: 
     if not all(kind.frozen for kind in step_kinds(config, length_of(config, dataset))):
         step.set_frozen(False)  # the whole model learns at some time, and that has to fit
     if on_gpu:
-        if memory_gib is not None:
-            total = torch.cuda.get_device_properties(world.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gib * 2**30 / total), world.device)
+        limit_memory(world.device, memory_gib)
         fits = fits_on_gpu(step, side, classes)
     else:
         assert memory_gib is not None
@@ -188,6 +189,13 @@ def find_batch_size(config: Config, dataset: Dataset, world: World, memory_gib: 
     if power == 0:
         raise FeedlineError(f"--find-batch-size: not even a batch of {least} at {side} px fits in memory")
     return batch_size_text(config, power, most)
+
+
+def limit_memory(device: torch.device, memory_gib: float | None) -> None:
+    """Let torch have so much of a GPU's memory; None: all but what a loader that decodes there takes beside it."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    limit = total - total // _LOADERS_PART if memory_gib is None else memory_gib * 2**30
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
 
 
 def batch_size_text(config: Config, power: int, most: int) -> str:

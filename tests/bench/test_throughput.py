@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ import torch
 from bench import page_cache
 from bench.__main__ import main
 from bench.gpu import gpu_figures
+from bench.measure import Series, measure
 from bench.page_cache import Eviction, advice, resident_share
 from bench.peers.base import Job
-from bench.stages import Copy
+from bench.stages import Copy, Load
 from shard.dataset import Dataset, Split
 
 
@@ -156,6 +158,22 @@ def test_a_grid_has_a_record_per_cell_and_one_table(
     assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(
         f"roofline-{cell}.png" for cell in cells
     )
+
+
+def test_no_epoch_ends_within_a_measurement(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the loader would begin anew: of 63 images after every seventh batch of 8."""
+    steps: list[int] = []
+
+    def watched(stages: list[Load], *settings: Any) -> list[Series]:
+        steps.extend(len(stage.loader) for stage in stages)
+        return measure(stages, *settings)
+
+    monkeypatch.setattr("bench.throughput.measure", watched)
+    assert main(command(dataset, tmp_path, "--stages", "loader", "--backend", "torch", "--json")) == 0
+    assert steps[0] >= 1000
+    assert json.loads(capsys.readouterr().out)["settings"]["samples"] == 63
 
 
 @pytest.mark.gpu

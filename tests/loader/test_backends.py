@@ -1,6 +1,7 @@
 """Both backends against Pillow, on photo-like images of odd sizes; no dataset involved."""
 
 import io
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 
 from loader import PadCrop, Params, RandomResizedCrop, ResizeCenterCrop, Transform
 from loader.backend import Backend
-from loader.dali_backend import DaliBackend
+from loader.dali_backend import DaliBackend, _graph, _Kind
+from loader.ops import Op
 from loader.torch_backend import TorchBackend
 
 CPU = torch.device("cpu")
@@ -190,3 +192,13 @@ def test_decoding_threads_leave_the_callers_intra_op_threads_alone(images: list[
     backend.submit(encode(images), params_of(RandomResizedCrop(size=32), images), N)()
     backend.close()
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_dali_takes_the_graph_of_a_gpu(shifted: bool, interpolation: str) -> None:
+    """It refuses wrong arguments, and arguments and inputs on the wrong device, before it needs a GPU."""
+    every = tuple(map(int, Op))
+    kind = _Kind(shifted, interpolation, (every, every))
+    made = _graph(deque(), kind, 0.5, batch_size=2, num_threads=1, device_id=0, exec_dynamic=True)
+    assert made.device_id == 0

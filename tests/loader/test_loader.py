@@ -263,17 +263,32 @@ def test_a_truncated_shard_is_named(dataset: Dataset, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["torch", "dali"])
-def test_gpu_batches_equal_cpu_ones_within_the_decoders_difference(dataset: Dataset, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "load", "most"),
+    # The images are noise, for which the chroma's upsampling is all; the engine has one of its own.
+    [("torch", None, 0.01), ("dali", 0.0, 3.0), ("dali", 1.0, 8.0)],
+)
+def test_gpu_batches_equal_cpu_ones_within_the_decoders_difference(
+    dataset: Dataset, backend: str, load: float | None, most: float
+) -> None:
     with (
-        Loader(dataset, "train", CROP, batch_size=8, shuffle=True, device="cuda", backend=backend) as gpu,
+        Loader(
+            dataset,
+            "train",
+            CROP,
+            batch_size=8,
+            shuffle=True,
+            device="cuda",
+            backend=backend,
+            hw_decoder_load=load,
+        ) as gpu,  # fmt: skip
         Loader(dataset, "train", CROP, batch_size=8, shuffle=True, backend="torch") as cpu,
     ):
         for mine, expected in zip(gpu, cpu, strict=True):
             assert mine.images.device.type == mine.labels.device.type == "cuda"
             assert torch.equal(mine.ids, expected.ids)
             assert torch.equal(mine.labels.cpu(), expected.labels)
-            assert (mine.images.cpu().float() - expected.images.float()).abs().mean() < 3
+            assert (mine.images.cpu().float() - expected.images.float()).abs().mean() < most
 
 
 def test_auto_without_dali_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_wrong_settings_are_named(dataset: Dataset, wrong: dict[str, float]) -> 
 def test_the_hardware_decoder_is_tried_once(dataset: Dataset) -> None:
     with Loader(dataset, "train", RandomResizedCrop(size=24), batch_size=8, device="cuda") as loader:
         next(iter(loader))
-        first = loader._found.hw_decoder_load
+        first = loader.hw_decoder_load
         assert first is not None
         next(iter(loader))
-        assert loader._found.hw_decoder_load == first
+        assert loader.hw_decoder_load == first

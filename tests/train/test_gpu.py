@@ -12,13 +12,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from train import checkpoint
 from train.__main__ import main
+from train.build import make_step
 from train.checkpoint import SaveConfig
+from train.config import Config
+from train.distributed import World
 from train.engine import Trainer
+from train.model import ModelConfig
 from train.run_folder import RunFolder
 from train.saver import Saver
+from train.step import StepConfig
+from train.synthetic import synthetic_batch
 
 pytestmark = pytest.mark.gpu
 
@@ -80,7 +87,38 @@ def test_cuda_graphs_and_accumulation_are_refused(
     assert "accumulate 2" in capsys.readouterr().err
 
 
-def test_one_rank_of_nccl_with_synchronised_norms(flags: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_ranks_send_each_other_is_what_nccl_takes(compiled: bool) -> None:
+    """In a group of one, as NCCL takes a GPU only once; the step is told that there is another rank."""
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=device)
+    try:
+        control = dist.new_group(backend="gloo")
+        world = World(size=2, device=device, control=control)
+        config = Config(
+            model=ModelConfig(arch="test_efficientnet"),
+            step=StepConfig(compile=compiled, compress_grads=True, sync_bn=True),
+        )
+        step = make_step(config, 4, world)
+        before = [p.detach().clone() for p in step.net.parameters()]
+        step.train()
+        batch = synthetic_batch(8, 64, 4, device)
+        for number in range(3):
+            loss = step.forward_backward(batch.images, batch.labels, batch.valid)
+            step.update(0.01, number + 1)
+        assert world.sum_(loss.clone()) == loss
+        assert loss.isfinite()
+        assert any(not torch.equal(p, old) for p, old in zip(step.net.parameters(), before, strict=True))
+        buffers = [b.clone() for b in step.net.buffers()]
+        world.broadcast_(step.net.buffers())
+        assert all(torch.equal(b, old) for b, old in zip(step.net.buffers(), buffers, strict=True))
+        assert world.maxima([3, 1]) == [3, 1]
+    finally:
+        dist.destroy_process_group()
+
+
+def test_torchrun_with_one_rank(flags: list[str], tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",

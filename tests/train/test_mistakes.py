@@ -117,6 +117,7 @@ COMBINATIONS = {
     "--patience 0": "patience is 0",
     "--keep-last 0": "keep_last is 0",
     "--checkpoint-every 0": "checkpoint_every is 0",
+    "--hw-decoder-load 2 --device cuda": "hw_decoder_load is 2.0; it must lie in 0 … 1",
     "--loader-threads 0": "loader_threads is 0; it must lie in 1 … 1024",
     "--loader-threads 100000": "loader_threads is 100000; it must lie in 1 … 1024",
     "--log-every 0": "log_every is 0",
@@ -150,6 +151,8 @@ NEEDED = {
     "--window 2": "--shuffle window",
     "--size_multiple=16": "--start-size",
     "--compile-mode max-autotune --device cpu": "--compile",
+    "--hw-decoder-load 0 --device cpu": "a GPU, and DALI",
+    "--hw-decoder-load 0 --device cuda --loader-backend torch": "a GPU, and DALI",
     "--compress-grads": "several ranks",
     "--decay-factor 0.5": "--decay step",
     "--decay-power 3": "--decay polynomial",
@@ -181,6 +184,7 @@ def test_flags_that_would_do_nothing(
         "--decay step --decay-factor 0.5",
         "--final-lr 0.1 --decay constant --cooldown 1ep",
         "--momentum 0.8",
+        "--hw-decoder-load 0 --device cuda",
     ],
 )
 def test_flags_that_have_what_they_need(words: str) -> None:

@@ -12,7 +12,8 @@ from shard.errors import FeedlineError
 from train.build import make_step
 from train.config import Config
 from train.distributed import World
-from train.model import ModelConfig, make_model
+from train.inputs import InputConfig
+from train.model import ModelConfig, Normalized, make_model
 from train.numerics import CompileWatch, prepare_compilation, set_numerics
 from train.optim import OptimConfig
 from train.step import StepConfig
@@ -161,6 +162,31 @@ def test_arguments_reach_timms_model() -> None:
 def test_blurpool_on_a_network_without_strides_is_an_error() -> None:
     with pytest.raises(FeedlineError, match="blurpool is on, but 'test_vit' has no convolution"):
         make_model(ModelConfig(arch="test_vit", blurpool=True), 4, CPU)
+
+
+def test_determinism_is_asked_for_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its first product cuBLAS looks at the environment, and then never again."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen: list[str | None] = []
+    forward = Normalized.forward
+
+    def watched(self: Normalized, *given: torch.Tensor) -> torch.Tensor:
+        seen.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+        return forward(self, *given)
+
+    monkeypatch.setattr(Normalized, "forward", watched)
+    config = Config(model=ModelConfig(arch="test_efficientnet"), step=StepConfig(deterministic=True))
+    make_step(config, 4, World())
+    assert seen
+    assert set(seen) == {":4096:8"}
+
+
+def test_determinism_leaves_the_decoding_engine_out() -> None:
+    """It rounds otherwise than the kernels, and its share of a batch is found out by the clock."""
+    sure = StepConfig(deterministic=True)
+    assert Config(step=sure).input.hw_decoder_load == 0
+    assert Config(step=sure, input=InputConfig(hw_decoder_load=0.5)).input.hw_decoder_load == 0.5
+    assert Config().input.hw_decoder_load is None
 
 
 @pytest.mark.gpu

@@ -98,6 +98,26 @@ def test_means_since_the_last_read_and_energy() -> None:
     assert monitor.read()["utilisation_percent"] == 60.0
 
 
+def test_two_looks_that_tell_nothing_do_not_end_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of samples that are hardly apart the driver gives an error, or no number."""
+    nvml = FakeNvml()
+    answer, told = nvml.nvmlGpmMetricsGet, iter(["error", "nan"])
+
+    def close_together(question: Any) -> None:
+        answer(question)
+        how = next(told, "number")
+        if how == "error":
+            raise nvml.NVMLError("Unknown Error")
+        if how == "nan":
+            question.metrics[0].value = float("nan")
+
+    monkeypatch.setattr(nvml, "nvmlGpmMetricsGet", close_together)
+    with GpuMonitor("GPU-1", interval_s=60, nvml=nvml) as monitor:  # which looks, and gets the error
+        assert "sm_utilisation_percent" not in monitor.read()
+        assert monitor.read()["sm_utilisation_percent"] > 0
+    assert nvml.samples == 0
+
+
 def test_what_a_card_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

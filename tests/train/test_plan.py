@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from train.engine import make_step
 from train.inputs import InputConfig
 from train.memory import Memory, fits_on_gpu, largest, measure_memory
 from train.model import Normalized
-from train.plan import Kind, _time_kinds, batch_size_text, dry_run, step_kinds
+from train.plan import Kind, _time_kinds, batch_size_text, dry_run, limit_memory, step_kinds
 from train.recipes import recipe
 from train.schedule import Length
 from train.step import TrainStep
@@ -192,6 +193,21 @@ def test_check_finds_mistakes_without_training_or_a_gpu(
         assert main([*flags, *words.split(), "--check"]) == status
         assert capsys.readouterr().err.count("\n") == 1
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(("memory_gib", "share"), [(None, 0.9), (20.0, 0.5), (80.0, 1.0)])
+def test_a_tenth_of_a_gpu_is_left_to_the_loader(
+    memory_gib: float | None, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=40 * 2**30)
+    )
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda limit, device: limits.append(limit)
+    )
+    limit_memory(torch.device("cuda", 0), memory_gib)
+    assert limits == [pytest.approx(share)]
 
 
 def test_find_batch_size_on_a_cpu_wants_a_budget(
