@@ -41,11 +41,12 @@ def environment(device: torch.device) -> dict[str, Any]:
         "gpu": gpu,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": {package: _version(package) for package in PACKAGES},
+        "packages": {package: package_version(package) for package in PACKAGES},
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version that is installed; None: none is, as of a checkout that runs from PYTHONPATH."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

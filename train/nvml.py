@@ -45,7 +45,6 @@ class GpuMonitor:
         self._gpu: Any = None
         self._sms: SmUtilisation | None = None
         self._samples: dict[str, list[float]] = {}
-        self._unknown: set[str] = set()
         self._lock, self._done = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="feedline-nvml", daemon=True)
         self._energy_before_j: float | None = None
@@ -97,7 +96,7 @@ class GpuMonitor:
             self._aside_s += time.monotonic() - began
 
     def _energy_j(self) -> float | None:
-        return self._ask("energy_j", lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000)
+        return self._ask(lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000)
 
     def _open(self, uuid: str) -> None:
         try:
@@ -111,18 +110,15 @@ class GpuMonitor:
 
     def _sample(self) -> None:
         for name, gauge in _GAUGES.items():
-            value = self._ask(name, gauge)
+            value = self._ask(gauge)
             if value is not None:
                 with self._lock:
                     self._samples.setdefault(name, []).append(value)
 
-    def _ask(self, name: str, gauge: Callable[[Any, Any], float]) -> float | None:
-        if name in self._unknown:
-            return None
+    def _ask(self, gauge: Callable[[Any, Any], float]) -> float | None:
         try:
             return gauge(self._nvml, self._gpu)
-        except self._nvml.NVMLError:
-            self._unknown.add(name)
+        except self._nvml.NVMLError:  # a card that does not know it, or just now not
             return None
 
     def _run(self) -> None:

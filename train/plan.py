@@ -36,9 +36,8 @@ from train.synthetic import SyntheticLoader
 from train.telemetry import clock, peak_memory_bytes
 
 _WARMUP, _MEASURED = 3, 5  # steps
-_LOADERS_PART = (
-    10  # a tenth of a GPU's memory: DALI's is none of torch's, which would not give it back either
-)
+# A tenth of a GPU's memory: DALI's is none of torch's, which would not give it back either.
+_LOADERS_PART = 10
 _SIZES = 4  # most image sizes that are measured
 
 

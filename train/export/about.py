@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 
 from shard.dataset import Dataset
+from train.environment import package_version
 from train.model import statistics
 from train.models import OWN
 from train.trained import Trained
@@ -37,7 +37,7 @@ def describe(trained: Trained, dataset: Dataset | None) -> dict[str, str]:
     }
     limits = {name: getattr(trained.images, name) for name in ("max_side", "short_side")}
     return {
-        "feedline": version("feedline"),
+        "feedline": package_version("feedline") or "unknown",
         "arch": config.model.arch,
         "own_arch": json.dumps(config.model.arch in OWN),
         "model_args": config.model.model_args,
