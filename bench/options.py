@@ -23,14 +23,14 @@ Add = Callable[..., argparse.Action]  # a command's `add_argument`
 _DEFAULTS: dict[str, Any] = {"model": "resnet18", "size": 224, "batch_size": 64}
 
 
-def add_data(add: Add) -> None:
-    """Flag of a dataset on a disk."""
+def add_data(add: Add, *, without: str = "") -> None:
+    """Flag of a dataset on a disk; `without` says when it may be missing."""
     add(
         "--data",
         type=local_folder,
-        required=True,
+        required=not without,
         metavar="DATASET",
-        help="folder made by `python -m shard build`",
+        help=f"folder made by `python -m shard build`{without}",
     )
 
 

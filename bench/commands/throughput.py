@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +31,9 @@ from bench.roofline import roofline
 from bench.throughput import OWN, Plan, throughput
 from bench.throughput import PEERS as QUICK_PEERS
 from loader.resolve import usable_cores
+from shard.build import build
 from shard.errors import FeedlineError
+from shard.synth import synthetic
 
 _BACKENDS: tuple[Backend, ...] = ("auto", "dali", "torch")
 # Fills a GPU's record in minutes: model and transform of NVIDIA's ResNet-50 recipe, a batch that one GPU holds.
@@ -37,6 +41,7 @@ _GPU_PRESET = {
     "recipe": "resnet50_imagenet", "batch_size": 256, "backend": "dali", "device": "cuda", "repeats": 5,
     "seconds": 4.0, "stages": "read,decode,loader,copy,synthetic,real",
 }  # fmt: skip
+_MADE, _MADE_CLASSES = 2000, 1000
 _DEFAULTS = {"repeats": 5, "seconds": 3.0, "device": "auto"}
 T = TypeVar("T")
 
@@ -50,7 +55,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "which stage holds the others back. Data, crop, batch size and model come from a training recipe.",
     )
     add = command.add_argument
-    add_data(add)
+    add_data(add, without="; may be left out with --preset, which then makes images")
     add(
         "--preset",
         choices=("gpu",),
@@ -82,6 +87,24 @@ def _run(options: argparse.Namespace) -> int:
     require_matplotlib()
     _fill_in(options)
     require_writable(options.out / "throughput.json")
+    with _dataset(options):
+        return _measure(options)
+
+
+@contextmanager
+def _dataset(options: argparse.Namespace) -> Iterator[None]:
+    """Give --preset images where there is no --data; they are removed afterwards."""
+    if options.data is not None or options.preset is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="feedline-") as folder:
+        say(f"no --data: making {_MADE:,} images with ImageNet's sizes and bytes (`shard synth`)")
+        options.data = Path(folder) / f"synth-{_MADE}"
+        build(synthetic(_MADE, _MADE_CLASSES), options.data)
+        yield
+
+
+def _measure(options: argparse.Namespace) -> int:
     device = find_device(options.device)
     plan = _plan(options, device)
     axes = (

@@ -18,7 +18,9 @@ from bench.measure import Series, measure
 from bench.page_cache import Eviction, advice, resident_share
 from bench.peers.base import Job
 from bench.stages import Copy, Load
+from bench.throughput import Plan
 from shard.dataset import Dataset, Split
+from shard.errors import FeedlineError
 
 
 class Stub:
@@ -174,6 +176,33 @@ def test_no_epoch_ends_within_a_measurement(
     assert main(command(dataset, tmp_path, "--stages", "loader", "--backend", "torch", "--json")) == 0
     assert steps[0] >= 1000
     assert json.loads(capsys.readouterr().out)["settings"]["samples"] == 63
+
+
+def test_the_preset_makes_images_where_none_are_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+
+    def watched(plan: Plan, device: torch.device, say: object) -> None:
+        assert plan.config.data is not None
+        assert len(Dataset.open(plan.config.data).split("train")) == 12
+        seen.append(Path(plan.config.data))
+        raise FeedlineError("enough seen")
+
+    module = "bench.commands.throughput."
+    for name, value in (("throughput", watched), ("_MADE", 12), ("_MADE_CLASSES", 3)):
+        monkeypatch.setattr(module + name, value)
+    monkeypatch.setattr(module + "find_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    preset = ["throughput", "--preset", "gpu", "--stages", "read", "--out", str(tmp_path / "out")]
+    assert main(preset) == 1
+    said = capsys.readouterr().err
+    assert "no --data: making 12 images" in said
+    assert "enough seen" in said
+    assert not seen[0].exists()
+    monkeypatch.undo()
+    assert main(["throughput", "--out", str(tmp_path / "out")]) == 1
+    assert "data is missing; give --data DATASET" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
