@@ -21,7 +21,7 @@ from train.engine import Trainer
 from train.labels import fitted
 from train.plan import check, dry_run, find_batch_size, plan_text
 from train.run_folder import RunFolder, require_same
-from train.settle import input_line, settled
+from train.settle import settled, start_line
 from train.state import is_finished
 from train.stop import Stopped
 from train.summary import read, show
@@ -126,8 +126,8 @@ def run(options: Options, world: World) -> int:
                 f"going on from {path}: epoch {content['epoch'] + 1}, step {content['step']}", file=sys.stderr
             )
         with Trainer(config, dataset, world, folder, content, keep_metrics=keep) as trainer:
-            if content is None and config.model.pretrained is not None and world.is_main:
-                print(input_line(config), file=sys.stderr)
+            if content is None and world.is_main and (line := start_line(config)):
+                print(line, file=sys.stderr)
             content = None  # as large as the model and its optimiser
             summary = trainer.train()
     if world.is_main:
