@@ -1,4 +1,4 @@
-"""The program of python -m bench COMMAND; `--help` lists the commands."""
+"""Command line: python -m bench COMMAND; `--help` lists the commands."""
 
 from __future__ import annotations
 
