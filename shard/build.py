@@ -11,16 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shard.dataset import MANIFEST, Dataset, read_split
+import numpy as np
+
+from shard.dataset import MANIFEST, Dataset, Split, read_split
 from shard.duplicates import find_duplicates
 from shard.errors import FeedlineError
 from shard.execute import Workers, start_workers
+from shard.holdout import hold_out
 from shard.index import DUPLICATES, REJECTED, REPAIRED, SplitSummary, write_lines, write_manifest, write_split
 from shard.items import Listing
 from shard.names import readable
 from shard.pack import Packer, Record, record_name
 from shard.places import Places, begin_plan, locked, refuse_inside, remove_earlier, same_plan
-from shard.plan import Settings, ShardJob, SplitPlan, all_jobs, fingerprint, hold_out, plan, take_subset
+from shard.plan import Settings, ShardJob, SplitPlan, all_jobs, fingerprint, plan, take_subset
 from shard.sources import Source, open_source
 from shard.storage import is_remote, names_in, remove_tree, storage_errors, write_whole
 
@@ -43,6 +46,7 @@ class Result:
         leaks: see there.
         kept_shards: shards that an earlier, interrupted run had finished.
         shards: shards in all.
+        lacking: by split, names of the classes that it has no image of and another split has.
         complete_before: the dataset was already there and nothing was done.
     """
 
@@ -54,6 +58,7 @@ class Result:
     leaks: int
     kept_shards: int
     shards: int
+    lacking: dict[str, list[str]]
     complete_before: bool = False
 
 
@@ -139,6 +144,7 @@ def _already_complete(places: Places, identity: str) -> Result:
         leaks=dataset.manifest["duplicates"]["across_splits"],
         kept_shards=shards,
         shards=shards,
+        lacking=_lacking(dataset.classes, {name: dataset.split(name) for name in dataset.split_names}),
         complete_before=True,
     )
 
@@ -260,7 +266,16 @@ def _finish(
         leaks=leaks,
         kept_shards=kept,
         shards=sum(len(one.shards) for one in summaries.values()),
+        lacking=_lacking(listing.classes, splits),
     )
+
+
+def _lacking(classes: tuple[str, ...], splits: dict[str, Split]) -> dict[str, list[str]]:
+    """See `Result.lacking`; of what was packed, since a class may have lost its images to the check."""
+    has = {name: split.class_counts(len(classes)) > 0 for name, split in splits.items()}
+    anywhere = np.any(list(has.values()), axis=0)
+    missing = {name: np.flatnonzero(anywhere & ~here).tolist() for name, here in has.items()}
+    return {name: [classes[c] for c in found] for name, found in missing.items() if found}
 
 
 def _write_splits(plans: list[SplitPlan], listing: Listing, places: Places) -> dict[str, SplitSummary]:

@@ -124,6 +124,8 @@ def _run_build(
         )
     if result.leaks:
         print(f"warning: {result.leaks} images are in several splits, see duplicates.jsonl", file=sys.stderr)
+    for split, classes in result.lacking.items():
+        print(f"warning: {_lacking(split, classes)}", file=sys.stderr)
     if options.json:
         print(json.dumps(dataclasses.asdict(result)))
     else:
@@ -138,6 +140,16 @@ def _summary(result: Result, destination: str, seconds: float) -> str:
     return (
         f"{destination}: {result.packed:,} samples in {result.shards:,} shards{kept}, {result.repaired:,} repaired, "
         f"{result.rejected:,} rejected, {result.duplicates:,} duplicated, {seconds:.1f} s"
+    )
+
+
+def _lacking(split: str, classes: list[str]) -> str:
+    named = f"{', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"
+    several = len(classes) > 1
+    follows = "nothing can learn" if split == "train" else "no accuracy is measured for"
+    return (
+        f"split {split} has no image of {len(classes):,} class{'es' if several else ''} ({named}): {follows} "
+        f"{'them' if several else 'it'}; add images, or mend those in rejected.jsonl, and build again with --overwrite"
     )
 
 

@@ -83,7 +83,7 @@ def start_workers(count: int | None = None, scheduler: str | None = None) -> Ite
         return
     # Fresh interpreters: a fork of a process with threads can hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker)
+    pool = _Pool(count, mp_context=context, initializer=_start_worker)
     try:
         yield Workers(pool, count)
     except BrokenProcessPool as error:
@@ -93,6 +93,17 @@ def start_workers(count: int | None = None, scheduler: str | None = None) -> Ite
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Pool(ProcessPoolExecutor):
+    """Starts processes when a job comes, with Ctrl-C blocked: one that still imports cannot ignore it yet."""
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # children inherit it
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Here(Executor):

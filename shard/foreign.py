@@ -22,7 +22,7 @@ from shard.names import readable
 from shard.pack import IDX_VERSION, Row
 from shard.sources.inputs import Input, find_inputs
 from shard.sources.webdataset import Sample, samples
-from shard.storage import file_sha256, local_copy, location, write_whole
+from shard.storage import file_sha256, local_copy, location, storage_errors, write_whole
 from shard.verify import Progress, idx_line
 
 
@@ -71,7 +71,8 @@ def index_shards(
     for one in inputs:
         splits[one.split].append(one)
     _require_distinct(inputs)
-    target.mkdir(parents=True, exist_ok=True)
+    with storage_errors("make", target):
+        target.mkdir(parents=True, exist_ok=True)
     summaries, highest = _write_indexes(target, splits, jobs, progress)
     known = names or tuple(str(i) for i in range(highest + 1))
     if highest >= len(known):

@@ -67,6 +67,8 @@ def refuse_inside(source: str, target: Path) -> None:
 def locked(places: Places) -> Iterator[None]:
     """Hold the build's lock; the system releases it when the process ends, however it ends."""
     target, staging, new = places.target, places.staging, not places.target.exists()
+    if not new and not is_remote(target) and not target.is_dir():
+        raise FeedlineError(f"destination {target} is a file; choose a new folder")
     if not new and not (target / MANIFEST).exists() and not places.records.exists() and any(target.iterdir()):
         raise FeedlineError(f"{target} is not empty and was not made by `shard build`; choose a new folder")
     try:

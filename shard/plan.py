@@ -177,38 +177,6 @@ def take_subset(listing: Listing, subset: Subset) -> None:
         listing.splits[split] = kept.set_column(place_of_label, "label", pa.array(labels[rows_kept]))
 
 
-def hold_out(listing: Listing, share: float, seed: int) -> None:
-    """Move a share of each class from the split train to a new split val, in place.
-
-    Of n images of a class round(share · n) are moved, at least one and never all; a class of one image keeps it for
-    training. Which ones is decided by a keyed hash of their names: a file that is added moves few others. Of a
-    multi-label source it is a share of all images: classes are not looked at.
-
-    Raises:
-        FeedlineError: there is no split train, there is a split val or validation, or nothing can be held out.
-    """
-    if not 0 < share < 1:
-        raise FeedlineError(f"val is {share}; it must lie between 0 and 1")
-    if "train" not in listing.splits or not listing.splits.keys().isdisjoint(("val", "validation")):
-        raise FeedlineError(
-            f"--val holds out a part of the split train as val, but the source has "
-            f"{', '.join(sorted(listing.splits))}; leave it out"
-        )
-    table = listing.splits["train"]
-    label = np.zeros(len(table), np.int64) if listing.multi_label else table["label"].to_numpy()
-    order = hash_order_of(table["source"], f"{seed}\0val\0")
-    order = order[np.argsort(label[order], kind="stable")]
-    count = np.bincount(label)
-    wanted = np.clip(np.rint(share * count).astype(np.int64), 1, np.maximum(count - 1, 0))
-    place = np.arange(len(order)) - np.searchsorted(label[order], label[order])  # within its class
-    moved = np.zeros(len(order), bool)
-    moved[order] = place < wanted[label[order]]
-    if not moved.any():
-        raise FeedlineError("--val has nothing to hold out: every class has one image; leave it out")
-    listing.splits["train"] = table.filter(pa.array(~moved))
-    listing.splits["val"] = table.filter(pa.array(moved))
-
-
 def fingerprint(stamp: str, settings: Settings) -> str:
     """Identify a plan: hex digest over the source's stamp and the settings."""
     values = asdict(settings)

@@ -10,7 +10,7 @@ import numpy as np
 from shard.dataset import Dataset, Split, read_sources
 from shard.errors import FeedlineError
 from shard.labels import require_single
-from shard.storage import local_copy
+from shard.storage import local_copy, storage_errors
 from shard.verify import Progress
 
 
@@ -52,7 +52,9 @@ def unpack(
     total, done = sum(map(len, chosen)), 0
     for split in chosen:
         for label in np.unique(split.label).tolist():
-            (root / split.name / dataset.classes[label]).mkdir(parents=True, exist_ok=True)
+            folder = root / split.name / dataset.classes[label]
+            with storage_errors("make", folder):
+                folder.mkdir(parents=True, exist_ok=True)
         paths = list(_paths(split, dataset.classes, root / split.name))
         for number in range(len(split.shards)):
             with local_copy(split.shard_path(number)) as tar, tar.open("rb") as shard:

@@ -67,9 +67,11 @@ def save(path: Path, content: dict[str, Any], *, keep_as: Path | None = None) ->
             os.fsync(folder)  # the rename itself
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:
+        # Torch turns the disk's error into one about its archive's positions.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise FeedlineError(
-            f"cannot write the checkpoint {path} ({error}): make room or mend the permissions and give the same "
+            f"cannot write the checkpoint {path} ({reason}): make room or mend the permissions and give the same "
             "command again; an earlier checkpoint is kept"
         ) from error
     finally:

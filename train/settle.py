@@ -45,6 +45,18 @@ def _input_of_model(config: Config, content: dict[str, Any] | None) -> dict[str,
     return {key: getattr(source, key) for key in _OF_THE_MODEL}
 
 
+def start_line(config: Config) -> str:
+    """What a user should know of a run that begins; "" if nothing."""
+    if config.model.pretrained is not None:
+        return input_line(config)
+    if config.model.head_init == "probe":  # of a recipe: as a flag it is a mistake
+        return (
+            "warning: no --pretrained, so all weights start at random; the recipe is for pretrained ones "
+            "(--pretrained timm, a run folder or a file of weights)"
+        )
+    return ""
+
+
 def input_line(config: Config) -> str:
     """What images a run on pretrained weights sees, and where that differs from what the weights were trained on.
 

@@ -103,7 +103,12 @@ def load_trained(
         FeedlineError: no such run or checkpoint, a damaged one, or one without an average when that is asked for.
     """
     path = find_checkpoint(run, which)
-    content = checkpoint.load(path)
+    try:
+        content = checkpoint.load(path)
+    except checkpoint.DamagedError as error:
+        raise checkpoint.DamagedError(
+            f"{error}; {_others(run, path) or 'there is no other in the run folder'}"
+        ) from error
     config = from_dict(Config, content["config"], str(path))
     averaged = weights != "plain" and "model_ema" in content
     if weights == "averaged" and not averaged:
@@ -161,6 +166,14 @@ def find_checkpoint(run: Path, which: str) -> Path:
         raise FeedlineError(
             f"{run} is no run folder ({folder.config} does not exist); give one of `python -m train`"
         )
-    there = sorted(file.name for file in folder.checkpoints.glob("*.pt"))
-    remedy = f"there are {', '.join(there)}: give --checkpoint" if there else "the run has not saved any yet"
-    raise FeedlineError(f"there is no checkpoint {path}; {remedy}")
+    raise FeedlineError(
+        f"there is no checkpoint {path}; {_others(run, path) or 'the run has not saved any yet'}"
+    )
+
+
+def _others(run: Path, lost: Path) -> str:
+    """Which other checkpoints of a run to take than one that is missing or damaged; "" if it has none."""
+    folder = RunFolder(run)
+    names = {folder.best: "best", folder.last: "last"}
+    there = [names.get(path, str(path)) for path in sorted(folder.checkpoints.glob("*.pt")) if path != lost]
+    return f"give --checkpoint {' or '.join(there)}" if there else ""

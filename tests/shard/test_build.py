@@ -22,6 +22,7 @@ from shard.__main__ import main
 from shard.build import build
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from shard.execute import start_workers
 from shard.plan import Settings
 from tests.conftest import write_images
 from tests.shard.hostile import corpus
@@ -277,3 +278,11 @@ def test_a_vanished_source_file_stops_the_build(
 def test_shard_needs_neither_torch_nor_dali() -> None:
     code = "import sys, shard.__main__; sys.exit(bool({'torch', 'nvidia.dali', 'webdataset'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_ctrl_c_reaches_no_worker_even_while_it_imports() -> None:
+    mine = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with start_workers(2) as pool:
+        blocked = pool.executor.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result()
+    assert signal.SIGINT in blocked
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mine

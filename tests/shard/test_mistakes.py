@@ -45,6 +45,8 @@ def test_destinations_that_cannot_be_written(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("…")
     assert "is not empty" in fails(capsys, str(images), str(tmp_path / "mine"))
+    (tmp_path / "notes").write_text("…")
+    assert "notes is a file; choose a new folder" in fails(capsys, str(images), str(tmp_path / "notes"))
     busy = tmp_path / "busy"
     (busy / ".build").mkdir(parents=True)
     with (busy / ".build" / "lock").open("w") as lock:
@@ -52,6 +54,17 @@ def test_destinations_that_cannot_be_written(
         assert "another build is writing" in fails(capsys, str(images), str(busy))
     (busy / ".build" / "plan").write_text("of something else")
     assert "unfinished build of another source" in fails(capsys, str(images), str(busy))
+
+
+def test_other_commands_say_where_they_cannot_write(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").write_text("…")
+    commands = (["index", str(dataset.root / "train"), "--out"], ["unpack", str(dataset.root)])
+    for command, place in zip(commands, ("notes", "notes/inside"), strict=True):
+        assert main([*command, str(tmp_path / place)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: cannot make {tmp_path / place}")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from shard.errors import FeedlineError
 from shard.items import FileReader, Item, Listing, table
-from shard.plan import Settings, ShardJob, Subset, all_jobs, fingerprint, hold_out, plan, take_subset
+from shard.plan import Settings, ShardJob, Subset, all_jobs, fingerprint, plan, take_subset
 from shard.sources import Source
 
 SIZES = st.lists(st.integers(0, 5000), min_size=1, max_size=60)
@@ -128,34 +128,3 @@ def test_a_smaller_subset_is_part_of_a_larger_one() -> None:
 def test_subsets_that_make_no_sense(text: str) -> None:
     with pytest.raises(FeedlineError, match="write it like classes=10,per-class=50,seed=0"):
         Subset.parse(text)
-
-
-@given(count=st.integers(4, 90), share=st.floats(0.01, 0.99), seed=st.integers(0, 5))
-def test_of_each_class_the_share_is_held_out_once_and_never_all(count: int, share: float, seed: int) -> None:
-    listed = listing([5] * count)
-    before = listed.splits["train"]["source"].to_pylist()
-    hold_out(listed, share, seed)
-    parts = {name: table["source"].to_pylist() for name, table in listed.splits.items()}
-    assert sorted(parts["train"] + parts["val"]) == sorted(before)
-    for label in range(3):
-        images = len(range(label, count, 3))
-        held_out = listed.splits["val"]["label"].to_pylist().count(label)
-        assert held_out == (0 if images == 1 else min(max(round(share * images), 1), images - 1))
-    again = listing([5] * count, list(reversed(range(count))))
-    hold_out(again, share, seed)
-    assert sorted(again.splits["val"]["source"].to_pylist()) == sorted(parts["val"])
-
-
-def test_what_cannot_be_held_out() -> None:
-    with pytest.raises(FeedlineError, match="nothing to hold out"):
-        hold_out(listing([5] * 3), 0.2, 0)
-    listed = listing([5] * 9)
-    hold_out(listed, 0.2, 0)
-    with pytest.raises(FeedlineError, match="source has train, val; leave it out"):
-        hold_out(listed, 0.2, 0)
-    listed = listing([5] * 9)
-    listed.splits["validation"] = listed.splits["train"]
-    with pytest.raises(FeedlineError, match="source has train, validation; leave it out"):
-        hold_out(listed, 0.2, 0)
-    with pytest.raises(FeedlineError, match=r"val is 1\.5; it must lie between 0 and 1"):
-        hold_out(listing([5] * 9), 1.5, 0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def test_failure_while_writing_keeps_the_old_one(
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_full_disk_is_told_in_its_own_words(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # of a file, bytes
+    try:
+        with pytest.raises(FeedlineError, match=r"last\.pt \(\[Errno 27\] File too large\): make room"):
+            checkpoint.save(tmp_path / "last.pt", {"w": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_damaged_missing_and_foreign_files_are_errors(tmp_path: Path) -> None:

@@ -26,15 +26,14 @@ from train.commands.compare import compare
 from train.compare import multi_label
 from train.compare.multi_label import (
     Answers,
-    Bools,
-    Floats,
-    WeightedMap,
     compare_maps,
     paired_interval,
     permutation_p,
+    resampled,
     resamples_of,
 )
 from train.compare.tables import verdict
+from train.compare.weighted_map import Bools, Floats, WeightedMap
 from train.multi_label import average_precisions
 
 CLASSES = ("ant", "bee", "cat")
@@ -101,19 +100,41 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return found
 
 
-rows = st.tuples(st.booleans(), st.booleans(), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3))
+level = st.integers(0, 3)
+rows = st.tuples(st.booleans(), st.booleans(), level, level, level, level)
 
 
 @settings(max_examples=60)
-@given(st.lists(rows, min_size=1, max_size=8))
-def test_a_weight_is_how_often_a_sample_counts(found: list[tuple[bool, bool, int, int, int]]) -> None:
+@given(st.lists(rows, min_size=1, max_size=40))
+def test_a_weight_is_how_often_a_sample_counts(found: list[tuple[bool, bool, int, int, int, int]]) -> None:
     table = np.array(found, np.int64)
-    targets, scores, weights = table[:, :2].astype(np.bool_), table[:, 2:4].astype(np.float64), table[:, 4]
+    targets, scores, weights = table[:, :2].astype(np.bool_), table[:, 2:4].astype(np.float64), table[:, 4:]
     weights[0] += 1  # one sample is there
-    again = np.repeat(np.arange(len(table)), weights)
-    assert WeightedMap(targets, scores)(weights) == pytest.approx(
-        100 * average_precisions(targets[again], scores[again]).mean()
+    repeated = [np.repeat(np.arange(len(table)), column) for column in weights.T]
+    assert WeightedMap(targets, scores)(weights.astype(np.float32)) == pytest.approx(
+        [100 * average_precisions(targets[again], scores[again]).mean() for again in repeated], abs=1e-11
     )
+
+
+@settings(max_examples=60)
+@given(st.lists(rows, min_size=1, max_size=40))
+def test_halves_are_those_taken_and_those_left(found: list[tuple[bool, bool, int, int, int, int]]) -> None:
+    table = np.array(found, np.int64)
+    of = WeightedMap(table[:, :2].astype(np.bool_), table[:, 2:4].astype(np.float64))
+    taken = (table[:, 4:] > 1).astype(np.float32)
+    for half, weights in zip(of.halves(taken), (taken, 1 - taken), strict=True):
+        assert half == pytest.approx(of(weights), abs=1e-11)
+
+
+def test_resamples_come_in_batches_that_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets, a = drawn(N, noise=0.7, seed=1)
+    _, b = drawn(N, noise=0.9, seed=2)
+    of = WeightedMap(targets, a)
+    at_once, p = resampled(of, N, 100), permutation_p(targets, a, b, 100)
+    monkeypatch.setattr(multi_label, "_BATCH", 7 * N)
+    np.testing.assert_allclose(resampled(of, N, 100), at_once, rtol=0, atol=1e-11)
+    assert permutation_p(targets, a, b, 100) == p
+    assert 0.01 < p < 1
 
 
 def test_p_is_the_share_of_all_permutations_that_differ_as_much() -> None:
@@ -147,7 +168,7 @@ def test_the_interval_is_that_of_scipys_paired_bootstrap() -> None:
         (np.arange(N),), difference, method="percentile", n_resamples=2000, rng=np.random.default_rng(1),
         vectorized=False,
     ).confidence_interval  # fmt: skip
-    mine = paired_interval(WeightedMap(targets, a), WeightedMap(targets, b), N, 2000)
+    mine = paired_interval(*(resampled(WeightedMap(targets, scores), N, 2000) for scores in (a, b)))
     assert mine == pytest.approx((theirs.low, theirs.high), abs=1.5)
 
 
@@ -171,6 +192,22 @@ def test_right_against_reversed() -> None:
     assert (pair.map_a, pair.map_b, pair.samples) == (100, 50, 20)
     assert pair.p < 2e-3
     assert verdict(pair).startswith("a is better than b by 50.00 points")
+
+
+def test_what_is_known_of_a_network_holds_on_the_same_samples_only() -> None:
+    targets, a = drawn(N, noise=0.7, seed=1)
+    _, b = drawn(N, noise=1.0, seed=2)
+    _, c = drawn(N, noise=1.3, seed=3)
+    found = {"a": answers(targets, a), "b": answers(targets, b)}
+    fewer = Answers(
+        ids=np.arange(N - 9), classes=found["a"].classes, targets=targets[:-9], probabilities=c[:-9]
+    )
+    every = compare_maps({**found, "c": fewer})
+    for pair in every:
+        (alone,) = compare_maps({name: {**found, "c": fewer}[name] for name in (pair.a, pair.b)})
+        assert (pair.map_a, pair.map_b, pair.interval, pair.p) == (
+            alone.map_a, alone.map_b, alone.interval, alone.p,
+        )  # fmt: skip
 
 
 def test_only_the_samples_that_both_have_are_compared() -> None:

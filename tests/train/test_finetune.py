@@ -26,6 +26,8 @@ from train.engine import Trainer
 from train.export.formats import load_safetensors
 from train.features import Features
 from train.probe import fit
+from train.recipes import recipe
+from train.settle import start_line
 from train.telemetry import MEASURED
 from train.trained import load_trained
 
@@ -100,6 +102,13 @@ def test_flags_stay_and_the_crop_keeps_its_share(tuning: list[str], tmp_path: Pa
     again = ["--config", str(tmp_path / "config.yaml"), "--run-dir", str(tmp_path / "again")]
     assert main(again) == 0
     assert yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())["input"] == given
+
+
+def test_fine_tuning_of_nothing_is_told() -> None:
+    assert start_line(recipe("finetune")).startswith(
+        "warning: no --pretrained, so all weights start at random"
+    )
+    assert start_line(recipe("resnet50_imagenet")) == ""
 
 
 def test_before_and_after_stand_side_by_side(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:

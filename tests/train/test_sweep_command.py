@@ -29,7 +29,7 @@ def test_the_command(flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixt
     ]
     assert main(["sweep", *words]) == 0
     out = capfd.readouterr()
-    assert re.search(r"^trial 0: top-1 [\d.]+ % after 1 epochs$", out.err, re.MULTILINE)
+    assert re.search(r"^trial 0: top-1 [\d.]+ % after 1 epoch$", out.err, re.MULTILINE)
     assert "1 trials (1 finished)" in out.out
     run_folder = tmp_path / "study" / "trial-0000"
     assert {"config.yaml", "metrics.jsonl", "summary.json", "output.log"} <= {

@@ -1,1 +1,1 @@
-"""Commands beside training: flags and printing, a module each; `train.__main__` knows them by name."""
+"""Commands beside training: flags and printing, a module each; `train.program` knows them by name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -12,13 +12,13 @@ from scipy.stats import rankdata
 
 from shard.errors import FeedlineError
 from train.compare.significance import LEVEL, holm, in_common
+from train.compare.weighted_map import Bools, Floats, WeightedMap, exact
 
-Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.floating]
 
 _MOST, _LEAST = 10_000, 1_000  # resamples of a pair
-_WORK = 300_000_000  # resamples × samples × classes of all pairs: ten seconds or so
+_BATCH = 2_000_000  # samples × resamples that are worked on at a time
+_WORK = 300_000_000  # resamples × samples × classes of all pairs: a second or so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,59 +80,32 @@ class MapPair:
         return f"paired bootstrap and permutation test, {self.resamples:,} resamples each"
 
 
-class WeightedMap:
-    """mAP where each sample counts any number of times: what is sorted once serves all resamples.
+def resampled(of: WeightedMap, samples: int, resamples: int) -> Floats:
+    """Percent mAP of bootstrap resamples: [resamples]; the same samples are drawn for every network.
 
-    The same as `train.multi_label.average_precisions` of samples that are repeated as often, in percent: equal scores
-    are one threshold, and a class without samples counts as 0.
-
-    Args:
-        targets: bool [N, C].
-        scores: [N, C], the larger the likelier.
-    """
-
-    def __init__(self, targets: Bools, scores: Floats) -> None:
-        self._classes = targets.shape[1]
-        order = np.argsort(-scores, axis=0, kind="stable")
-        ranked = np.take_along_axis(scores, order, axis=0).T  # [C, N]
-        last = np.ones(ranked.shape, np.bool_)  # of its equals
-        last[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
-        ends = np.flatnonzero(last)
-        # All classes stand in one row, one after the other; a positive is a sample that is of the class there.
-        self._samples = order.T.ravel()
-        places = np.flatnonzero(np.take_along_axis(targets, order, axis=0).T)
-        self._positives = self._samples[places]
-        self._of = places // len(targets)  # class of each positive
-        self._ends = ends[np.searchsorted(ends, places)]  # last place with the positive's score
-        self._last = np.searchsorted(places, self._ends, side="right") - 1  # last positive up to there
-
-    def __call__(self, weights: Ints) -> float:
-        """Percent, with how often each sample counts: [N]."""
-        above = np.cumsum(weights[self._samples])[self._ends] - self._of * weights.sum()
-        own = weights[self._positives]
-        totals = np.bincount(self._of, own, self._classes)
-        hits = np.cumsum(own)[self._last] - (np.cumsum(totals) - totals)[self._of]
-        sums = np.bincount(self._of, own * hits / np.maximum(above, 1), self._classes)
-        return float(100 * np.mean(sums / np.maximum(totals, 1)))
-
-
-def paired_interval(a: WeightedMap, b: WeightedMap, samples: int, resamples: int) -> tuple[float, float]:
-    """Percentile bootstrap interval, 95 %, of a's mAP less b's, percentage points.
-
-    Samples are drawn with all their labels, and count for both networks.
+    Samples are drawn with all their labels.
 
     Args:
-        a: of the one network.
-        b: of the other.
+        of: the network.
         samples: N.
         resamples: how many.
     """
     rng = np.random.default_rng(0)
-    found = np.empty(resamples)
-    for i in range(resamples):
-        drawn = np.bincount(rng.integers(samples, size=samples), minlength=samples)
-        found[i] = a(drawn) - b(drawn)
-    low, high = np.percentile(found, [2.5, 97.5])
+
+    def drawn() -> Ints:
+        return np.bincount(rng.integers(samples, size=samples), minlength=samples)
+
+    return np.concatenate(
+        [
+            of(np.stack([drawn() for _ in range(size)], axis=1).astype(exact(samples)))
+            for size in _batches(resamples, samples)
+        ]
+    )
+
+
+def paired_interval(a: Floats, b: Floats) -> tuple[float, float]:
+    """Percentile bootstrap interval, 95 %, of a's mAP less b's, percentage points, of both networks' `resampled`."""
+    low, high = np.percentile(a - b, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -152,15 +125,27 @@ def permutation_p(targets: Bools, a: Floats, b: Floats, resamples: int) -> float
     """
     ranks = np.concatenate([rankdata(a, axis=0), rankdata(b, axis=0)])
     of = WeightedMap(np.concatenate([targets, targets]), ranks)  # a network has half of all answers
+    samples = len(targets)
 
-    def difference(swapped: Bools) -> float:
-        of_b = np.concatenate([swapped, ~swapped]).astype(np.int64)
-        return abs(of(1 - of_b) - of(of_b))
+    def differences(swapped: Bools) -> Floats:
+        taken = np.concatenate([swapped, ~swapped], axis=1).T
+        one, other = of.halves(np.ascontiguousarray(taken, exact(2 * samples)))
+        return np.abs(one - other)
 
-    seen = difference(np.zeros(len(targets), np.bool_)) - 1e-9  # which is rounding
+    seen = differences(np.zeros((1, samples), np.bool_))[0] - 1e-9  # which is rounding
     rng = np.random.default_rng(0)
-    as_large = sum(difference(rng.random(len(targets)) < 0.5) >= seen for _ in range(resamples))
+    as_large = sum(
+        int(np.count_nonzero(differences(rng.random((size, samples)) < 0.5) >= seen))
+        for size in _batches(resamples, 2 * samples)
+    )
     return (1 + as_large) / (1 + resamples)
+
+
+def _batches(resamples: int, samples: int) -> Iterator[int]:
+    """Resamples at a time: enough to go through memory in long rows, few enough to stay in a cache."""
+    size = min(max(_BATCH // samples, 1), 128)
+    for first in range(0, resamples, size):
+        yield min(size, resamples - first)
 
 
 def resamples_of(work: int, pairs: int) -> int:
@@ -187,15 +172,24 @@ def compare_maps(
         FeedlineError: two networks name the classes of the same samples differently.
     """
     names, found = list(combinations(answers, 2)), []
+    known: dict[tuple[str, bytes], tuple[float, Floats]] = {}
     for a, b in names:
         progress(f"testing {a} and {b}")
-        found.append(_test(a, b, answers[a], answers[b], len(names)))
+        found.append(_test(a, b, answers[a], answers[b], len(names), known))
     progress("")
     adjusted = holm([pair.p for pair in found])
     return [replace(pair, adjusted_p=p) for pair, p in zip(found, adjusted, strict=True)]
 
 
-def _test(name_a: str, name_b: str, a: Answers, b: Answers, pairs: int) -> MapPair:
+def _test(
+    name_a: str,
+    name_b: str,
+    a: Answers,
+    b: Answers,
+    pairs: int,
+    known: dict[tuple[str, bytes], tuple[float, Floats]],
+) -> MapPair:
+    """Test a pair; `known` keeps what holds for a network in other pairs, too, on the same samples."""
     of_a, of_b = in_common((name_a, name_b), a.ids, b.ids)
     targets, p_a, p_b = a.targets[of_a], a.probabilities[of_a], b.probabilities[of_b]
     if a.classes != b.classes or not np.array_equal(targets, b.targets[of_b]):
@@ -203,10 +197,16 @@ def _test(name_a: str, name_b: str, a: Answers, b: Answers, pairs: int) -> MapPa
             f"{name_a} and {name_b} name the classes of the same samples differently; evaluate both on a dataset "
             "with the class names of their training (`python -m shard build --classes FILE` sets them)"
         )
-    map_a, map_b = WeightedMap(targets, p_a), WeightedMap(targets, p_b)
-    once, resamples = np.ones(len(targets), np.int64), resamples_of(targets.size, pairs)
-    p = permutation_p(targets, p_a, p_b, resamples)
+    samples, resamples = len(targets), resamples_of(targets.size, pairs)
+    ids = a.ids[of_a].tobytes()
+    for name, probabilities in ((name_a, p_a), (name_b, p_b)):
+        if (name, ids) not in known:
+            of = WeightedMap(targets, probabilities)
+            once = float(of(np.ones((samples, 1), exact(samples)))[0])
+            known[name, ids] = once, resampled(of, samples, resamples)
+    (map_a, resampled_a), (map_b, resampled_b) = known[name_a, ids], known[name_b, ids]
     return MapPair(
-        a=name_a, b=name_b, samples=len(targets), map_a=map_a(once), map_b=map_b(once),
-        interval=paired_interval(map_a, map_b, len(targets), resamples), resamples=resamples, p=p, adjusted_p=p,
+        a=name_a, b=name_b, samples=samples, map_a=map_a, map_b=map_b,
+        interval=paired_interval(resampled_a, resampled_b), resamples=resamples,
+        p=(p := permutation_p(targets, p_a, p_b, resamples)), adjusted_p=p,
     )  # fmt: skip

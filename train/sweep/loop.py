@@ -129,7 +129,8 @@ class Sweep:
         if status == 0 and RunFolder(held.folder).summary.exists() and finite:
             value = (max if self._study.plan.maximised else min)(finite)
             self._study.complete(held, value)
-            self._say(f"{name}: {worth(metric, value)} after {len(one.values)} epochs")
+            epochs = len(one.values)
+            self._say(f"{name}: {worth(metric, value)} after {epochs} epoch{'' if epochs == 1 else 's'}")
         elif one.pruned:
             self._study.prune(held)
             self._say(
