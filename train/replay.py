@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         source = options.data or load(RunFolder(options.run).config).data
         assert source is not None
         paths = write(batch, blamed, Dataset.open(source).classes, options.out or options.run / "nonfinite")
-    except FeedlineError as error:
+    except (FeedlineError, OSError) as error:  # of a folder that cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(*paths, sep="\n")

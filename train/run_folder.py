@@ -74,7 +74,7 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             file = self._lock.open("a+")
         except OSError as error:
-            raise FeedlineError(f"cannot make the run folder {self.root}: {error}") from error
+            raise FeedlineError(f"cannot make the run folder {self.root}: {error.strerror}") from error
         with file:
             _acquire(file.fileno(), self.root, wait_s)
             file.truncate(0)
@@ -91,7 +91,7 @@ class RunFolder:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FeedlineError(f"cannot make the run folder {self.root}: {error}") from error
+            raise FeedlineError(f"cannot make the run folder {self.root}: {error.strerror}") from error
         self.nonfinite.unlink(missing_ok=True)
         if fresh:
             for path in (*self.checkpoints.glob("*.pt*"), self.metrics, self.summary, self.history):

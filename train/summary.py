@@ -94,7 +94,11 @@ def show(summary: dict[str, Any], folder: RunFolder) -> None:
         + (f", top-5 {summary['top5']:.2f} %" if "top5" in summary else "")
         + f" on {summary['samples']} samples; best {METRICS[metric]} {best:.2f} % after epoch {summary['best_epoch']}\n"
         f"{summary['ended'] + chr(10) if summary['ended'] else ''}"
-        f"{summary['epochs']} epochs, {summary['steps']} steps in {clock(summary['wall_s'])}"
+        f"{_counted(summary['epochs'], 'epoch')}, {_counted(summary['steps'], 'step')} in {clock(summary['wall_s'])}"
         + (f", {speed:.0f} images/s while training" if speed else "")
         + f"\nconfig, metrics, summary: {folder.root}\nweights: {folder.best} (best), {folder.last} (last)"
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
