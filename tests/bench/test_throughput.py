@@ -180,6 +180,7 @@ def test_the_gpu_tells_what_a_joule_gives(dataset: Dataset) -> None:
         (["--seconds", "0"], "--seconds is 0.0; it must be positive"),
         (["--split", "test"], "has no split 'test'; it has train, val"),
         (["--model", "resnet5000"], "arch is 'resnet5000'"),
+        (["--model", "test_resnet", "--batch-size", "1"], "give --batch-size 2 or more"),
         (["--device", "cuda"], "no usable CUDA GPU"),
         (["--preset", "gpu"], "--preset gpu needs a CUDA GPU"),
         (["--stages", ""], "--stages is ''; name stages, each once"),
