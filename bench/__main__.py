@@ -6,37 +6,8 @@ import argparse
 import signal
 import sys
 
-from bench.commands import (
-    accelerator,
-    doctor,
-    guard,
-    overhead,
-    packing,
-    parity,
-    peers,
-    remote,
-    report,
-    scaling,
-    shuffle,
-    throughput,
-)
 from shard.errors import FeedlineError
 from shard.unread import unless_unread
-
-_COMMANDS = (
-    throughput,
-    doctor,
-    guard,
-    accelerator,
-    scaling,
-    overhead,
-    peers,
-    parity,
-    packing,
-    remote,
-    shuffle,
-    report,
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,8 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         return int(options.run(options))
     except FeedlineError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,9 +28,38 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    # Only here: they bring torch, which takes seconds, and Ctrl-C meanwhile is no traceback either.
+    from bench.commands import (
+        accelerator,
+        doctor,
+        guard,
+        overhead,
+        packing,
+        parity,
+        peers,
+        remote,
+        report,
+        scaling,
+        shuffle,
+        throughput,
+    )
+
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in _COMMANDS:
+    for command in (
+        throughput,
+        doctor,
+        guard,
+        accelerator,
+        scaling,
+        overhead,
+        peers,
+        parity,
+        packing,
+        remote,
+        shuffle,
+        report,
+    ):
         command.add_command(commands)
     return parser
 

@@ -4,8 +4,10 @@ import json
 import mmap
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -215,6 +217,37 @@ def test_where_no_result_can_be_written_nothing_is_measured(
     assert main([name, "--data", str(dataset.root), "--out", str(tmp_path / "file" / "out"), *more]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be written" in line
+
+
+def test_interrupted_while_torch_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str, *rest: object) -> None:
+        if name == "bench.commands.report":
+            raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "bench.commands.report", raising=False)
+    monkeypatch.delattr("bench.commands.report", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=interrupted), *sys.meta_path])
+    assert main(["shuffle"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_peer_that_is_interrupted_while_it_is_made_is_closed(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    class Interrupted(Stub):
+        def make(self) -> None:
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    monkeypatch.setattr("bench.throughput.Isolated", Interrupted)
+    assert main(command(dataset, tmp_path / "out", "--stages", "read", "--peers")) == 130
+    assert closed == ["dali"]
 
 
 def test_a_url_is_not_taken_for_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
