@@ -80,6 +80,8 @@ def remote(plan: RemotePlan, say: Callable[[str], None]) -> dict[str, Any]:
     for name, value in (("latency-s", plan.latency_s), ("outage-s", plan.outage_s)):
         if not 0 <= value < math.inf:
             raise FeedlineError(f"--{name} is {value}; it cannot be negative, nor without end")
+    if plan.batch_size < 2:
+        raise FeedlineError("--batch-size is 1, of which batch norm may have no variance; give 2 or more")
     if not timm.is_model(plan.model):
         raise FeedlineError(f"--model is {plan.model!r}, which timm does not have; see timm.list_models()")
     dataset = Dataset.open(plan.data)
@@ -117,7 +119,9 @@ def remote(plan: RemotePlan, say: Callable[[str], None]) -> dict[str, Any]:
 def _outage(server: SlowServer | None, seconds: float) -> None:
     if server is not None and seconds:
         server.down = True
-        threading.Timer(seconds, setattr, (server, "down", False)).start()
+        timer = threading.Timer(seconds, setattr, (server, "down", False))
+        timer.daemon = True  # or Ctrl-C would wait for the end of the outage
+        timer.start()
 
 
 def _train(

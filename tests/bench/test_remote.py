@@ -44,6 +44,10 @@ def test_a_cache_too_small_is_one_line(dataset: Dataset, capsys: pytest.CaptureF
     ("flags", "message"),
     [
         (["--model", "resnet5000"], "--model is 'resnet5000', which timm does not have"),
+        (
+            ["--batch-size", "1"],
+            "--batch-size is 1, of which batch norm may have no variance; give 2 or more",
+        ),
         (["--latency-s", "-1"], "--latency-s is -1.0; it cannot be negative"),
         (["--mb-per-s", "0"], "--mb-per-s is 0.0; it must be positive"),
         (["--cache-share", "nan"], "--cache-share is nan; it must be positive"),
