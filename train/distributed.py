@@ -19,7 +19,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from loader.resolve import usable_cores
 from shard.errors import FeedlineError
-from train.peers import Joining, Peers, meet
+from train.meeting import Joining, meet
+from train.peers import Peers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,19 +12,18 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
 INTERVAL_S = 0.5
-_POLL_S = 0.02
 _LOOK_EVERY = 4  # beats between two looks at the others
 # Where the network breaks and no connection closes, a call of torch's store never returns: not even after its time-out,
-# when it waits for the server to confirm that it has given up (torch 2.14). Nothing here waits for one for longer.
-_ANSWER_S = 5.0
+# when it waits for the server to confirm that it has given up (torch 2.14). No rank waits for one for longer.
+ANSWER_S = 5.0
 EXIT_LOST = 1
+STORE_GONE = "its torchrun, its machine or the network between is gone"
 
 
 class Store(Protocol):
@@ -41,94 +40,6 @@ class Store(Protocol):
     def check(self, keys: list[str]) -> bool:
         """Whether all these keys are there."""
         ...
-
-
-def meet(store: Store, rank: int, size: int) -> str:
-    """Agree with the other ranks on a name that no earlier attempt has used; returns when all have it.
-
-    torchrun keeps one store over its restarts (torch 2.14), with all that dead ranks have left in it: gloo would take
-    their addresses for those of the living, and be refused or wait for good. So each rank asks under a name of its
-    own, new in every process, and rank 0 answers whoever asks until all have confirmed.
-
-    Args:
-        store: as of `Peers`.
-        rank: this process's number.
-        size: number of processes.
-    """
-    mine = uuid.uuid4().hex
-    if rank != 0:
-        store.set(f"ask/{rank}", mine)
-        _wait_for(store, [f"answer/{mine}"])
-        name = store.multi_get([f"answer/{mine}"])[0].decode()
-        store.set(f"met/{name}/{rank}", "")
-        return name
-    others = range(1, size)
-    while not store.check([f"met/{mine}/{r}" for r in others]):
-        for r in others:
-            if store.check([f"ask/{r}"]):  # it may be an earlier attempt's: then nobody reads the answer
-                store.set(f"answer/{store.multi_get([f'ask/{r}'])[0].decode()}", mine)
-        time.sleep(_POLL_S)
-    return mine
-
-
-def _wait_for(store: Store, keys: list[str]) -> None:
-    while not store.check(keys):
-        time.sleep(_POLL_S)
-
-
-class Joining:
-    """Ends the process if the ranks have not met in time; entered by each before it meets the others.
-
-    Args:
-        store: as of `Peers`.
-        rank: this process's number.
-        size: number of processes.
-        limit_s: time from here to the end of the `with` block.
-        leave: ends the process.
-    """
-
-    def __init__(
-        self, store: Store, rank: int, size: int, limit_s: float, leave: Callable[[int], object] = os._exit
-    ) -> None:
-        self._store, self._rank, self._size, self._limit_s, self._leave = store, rank, size, limit_s, leave
-        self._here = f"here/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        self._timer = threading.Timer(limit_s, self._end)
-        self._timer.daemon = True
-
-    def __enter__(self) -> None:
-        """Say that this rank is here, and start the clock."""
-        self._store.set(f"{self._here}/{self._rank}", "")
-        self._timer.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop the clock."""
-        self._timer.cancel()
-
-    def _absent(self) -> str:
-        absent = [r for r in range(self._size) if not self._store.check([f"{self._here}/{r}"])]
-        if absent:
-            return f"rank {', '.join(map(str, absent))} of {self._size} has not come"
-        return f"all {self._size} are there, but do not connect"
-
-    def _end(self) -> None:
-        reason = _answer(self._absent) or f"the store of the run does not answer: {_STORE_GONE}"
-        message = f"the ranks have not met within {self._limit_s:g} s (--join-timeout-s): {reason}"
-        print(f"[rank {self._rank}] error: {message}", file=sys.stderr, flush=True)
-        self._leave(EXIT_LOST)
-
-
-_STORE_GONE = "its torchrun, its machine or the network between is gone"
-
-
-def _answer(ask: Callable[[], str]) -> str:
-    """Ask the store; empty if it does not answer in time."""
-    answer: list[str] = []
-    thread = threading.Thread(target=lambda: answer.append(ask()), daemon=True)
-    thread.start()
-    thread.join(_ANSWER_S)
-    return answer[0] if answer else ""
 
 
 class _RunningClock:
@@ -184,7 +95,7 @@ class Peers:
         )  # fmt: skip
         self._beats = 0
         self._seen: dict[int, _Seen] = {}
-        self._clock = _RunningClock(lost_after_s / 4)
+        self._clock = _RunningClock(max(lost_after_s / 4, INTERVAL_S))
         self._answered = self._clock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feedline-heartbeat", daemon=True)
@@ -238,7 +149,7 @@ class Peers:
             # Those who live have beaten about three times in this time.
             found = self.missing(2 * INTERVAL_S)
         except (RuntimeError, OSError) as error:  # the store went with rank 0's machine, or with torchrun
-            return _store_lost(error)
+            return store_lost(error)
         return "; ".join(found) if found else self.behind()
 
     def __enter__(self) -> Peers:
@@ -255,7 +166,7 @@ class Peers:
         """Tell the others why this rank leaves."""
         self._ended.set()
         self._watch.join()
-        self._thread.join(_ANSWER_S)
+        self._thread.join(ANSWER_S)
         if self._thread.is_alive():  # the store does not answer: nobody can be told
             return
         orderly = error is None or getattr(error, "orderly", False)
@@ -276,7 +187,7 @@ class Peers:
                 self.look()
             except (RuntimeError, OSError) as error:
                 if not self._ended.is_set():
-                    self._end(_store_lost(error))
+                    self._end(store_lost(error))
                 return
             if found := self.missing(self._lost_after_s):
                 self._end("lost " + "; ".join(found))
@@ -285,8 +196,9 @@ class Peers:
     def _watch_store(self) -> None:
         while not self._ended.wait(INTERVAL_S):
             silent_s = self._clock() - self._answered
-            if silent_s >= self._lost_after_s:
-                self._end(f"the store of the run has not answered for {silent_s:.0f} s: {_STORE_GONE}")
+            # It is asked every fourth beat only: a shorter --lost-after-s would take the time between for silence.
+            if silent_s >= max(self._lost_after_s, 2 * _LOOK_EVERY * INTERVAL_S):
+                self._end(f"the store of the run has not answered for {silent_s:.0f} s: {STORE_GONE}")
                 return
 
     def _end(self, message: str) -> None:
@@ -298,8 +210,9 @@ class Peers:
         self._leave(EXIT_LOST)
 
 
-def _store_lost(error: BaseException) -> str:
-    return f"the store of the run does not answer ({_first_line(error)}): {_STORE_GONE}"
+def store_lost(error: BaseException) -> str:
+    """Say that a call of the store failed."""
+    return f"the store of the run does not answer ({_first_line(error)}): {STORE_GONE}"
 
 
 def _first_line(error: BaseException) -> str:

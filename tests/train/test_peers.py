@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from train import meeting
 from train import peers as module
-from train.peers import Joining, Peers, meet
+from train.meeting import Joining, meet
+from train.peers import Peers
 from train.stop import Stopped
 
 
@@ -134,7 +136,7 @@ def test_a_process_cut_off_from_the_store_ends_although_its_calls_do_not_return(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "INTERVAL_S", 0.01)
-    monkeypatch.setattr(module, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(module, "ANSWER_S", 0.05)
     store, left = CutOff(), list[int]()
     Peers(store, 1, 2, 0.1).beat("done")  # nobody whose silence could be noticed
     with Peers(store, 0, 2, 0.1, leave=left.append):  # leaving does not wait for the store either
@@ -146,10 +148,45 @@ def test_a_process_cut_off_from_the_store_ends_although_its_calls_do_not_return(
     assert "[rank 0] error: the store of the run has not answered for " in capsys.readouterr().err
 
 
+def test_a_store_that_answers_is_not_given_up_between_two_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short `lost_after_s` is: it is the others' silence."""
+    monkeypatch.setattr(module, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(module, "_LOOK_EVERY", 8)
+
+    class Counting(Memory):
+        asked = 0
+
+        def multi_get(self, keys: list[str]) -> list[bytes]:
+            self.asked += 1
+            return super().multi_get(keys)
+
+    store, left = Counting(), list[int]()
+    Peers(store, 1, 2, 0.02).beat("done")
+    with Peers(store, 0, 2, 0.02, leave=left.append):
+        while store.asked < 4 and not left:
+            time.sleep(0.01)
+    assert left == []
+
+
+def test_ranks_whose_store_is_closed_while_they_meet_end_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Closed(Memory):
+        def check(self, keys: list[str]) -> bool:
+            raise RuntimeError("Connection reset by peer\ntrace")
+
+    left = list[int]()
+    with Joining(Closed(), 0, 2, 0.01, leave=left.append):
+        wait_for(left)
+    assert left == [1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "(--join-timeout-s): the store of the run does not answer (Connection reset by peer): " in line
+
+
 def test_ranks_cut_off_while_they_meet_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(meeting, "ANSWER_S", 0.05)
     store, left = CutOff(), list[int]()
     store.broken = True
     with Joining(store, 0, 2, 0.01, leave=left.append):
