@@ -11,7 +11,7 @@ from PIL import Image
 
 from loader import PadCrop, Params, RandomResizedCrop, ResizeCenterCrop, Transform
 from loader.backend import Backend
-from loader.dali_backend import DaliBackend, _graph, _Kind
+from loader.dali_backend import DaliBackend, _graph, _Kind, _Work
 from loader.ops import Op
 from loader.torch_backend import TorchBackend
 
@@ -202,3 +202,27 @@ def test_dali_takes_the_graph_of_a_gpu(shifted: bool, interpolation: str) -> Non
     kind = _Kind(shifted, interpolation, (every, every))
     made = _graph(deque(), kind, 0.5, batch_size=2, num_threads=1, device_id=0, exec_dynamic=True)
     assert made.device_id == 0
+
+
+def test_the_engines_share_is_not_found_out_with_a_single_image(
+    images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the first batch has a bad one, its images are tried one by one: what one likes would hold for the run."""
+    encoded, tried = encode(images), list[int]()
+    encoded[1] = encoded[1][:300].copy()
+
+    def on_the_cpu(self: DaliBackend, kind: _Kind, load: float) -> object:
+        self._device = CPU  # the choice is made: what follows needs no GPU
+        pipe = _graph(
+            self._inputs, kind, None, batch_size=self._batch_size, num_threads=1, device_id=None,
+            prefetch_queue_depth=1, exec_dynamic=True,
+        )  # fmt: skip
+        pipe.build()
+        return pipe
+
+    monkeypatch.setattr(DaliBackend, "_fastest_load", lambda self, kind, work: tried.append(work.rows))
+    monkeypatch.setattr(DaliBackend, "_build", on_the_cpu)
+    gpu = DaliBackend(torch.device("cuda", 0), 1, N)
+    work = _Work(encoded, params_of(RandomResizedCrop(size=32), images), N, {})
+    assert list(gpu._find_bad(work)) == [1]
+    assert tried == []
