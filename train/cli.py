@@ -93,7 +93,8 @@ def parse(argv: Sequence[str]) -> Options:
     except argparse.ArgumentError as error:
         raise UsageError(str(error)) from error
     asking = {"-h", "--help", "--list-recipes"} & set(argv)
-    options = _tyro(argv, Options(config=chosen.config, settings=_base_config(chosen, bool(asking))))
+    before = _base_config(chosen, bool(asking))
+    options = _tyro(argv, Options(config=chosen.config, settings=before))
     settings = options.settings
     if not asking and settings.data is None:
         raise UsageError("--data DATASET is missing: a folder made by `python -m shard build`")
@@ -103,6 +104,10 @@ def parse(argv: Sequence[str]) -> Options:
             raise UsageError("--memory-gib does nothing here: it needs --find-batch-size")
         if problem := unmet(given, settings):
             raise UsageError(problem)
+    undone = before.step.deterministic and not settings.step.deterministic
+    if undone and settings.input.hw_decoder_load == 0 and "hw_decoder_load" not in given:
+        # It came with --deterministic, which the file of an earlier run writes out, and goes with it.
+        settings = replace(settings, input=replace(settings.input, hw_decoder_load=None))
     if settings.run_dir is None:
         settings = replace(settings, run_dir=Path("runs") / _name(settings))
     # A configuration file is complete.

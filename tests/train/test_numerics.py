@@ -10,7 +10,8 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from shard.errors import FeedlineError
 from train.build import make_step
-from train.config import Config
+from train.cli import parse
+from train.config import Config, save
 from train.distributed import World
 from train.inputs import InputConfig
 from train.model import ModelConfig, Normalized, make_model
@@ -187,6 +188,17 @@ def test_determinism_leaves_the_decoding_engine_out() -> None:
     assert Config(step=sure).input.hw_decoder_load == 0
     assert Config(step=sure, input=InputConfig(hw_decoder_load=0.5)).input.hw_decoder_load == 0.5
     assert Config().input.hw_decoder_load is None
+
+
+def test_what_came_with_determinism_goes_with_it(tmp_path: Path) -> None:
+    """Or the engine would stay out, unasked, of every run that starts from such a run's file."""
+    file = tmp_path / "config.yaml"
+    save(Config(step=StepConfig(deterministic=True)), file)
+    words = ["--config", str(file), "--data", "x", "--device", "cuda"]
+    assert parse(words).settings.input.hw_decoder_load == 0
+    assert parse([*words, "--no-deterministic"]).settings.input.hw_decoder_load is None
+    wanted = ["--no-deterministic", "--hw-decoder-load", "0"]
+    assert parse([*words, *wanted]).settings.input.hw_decoder_load == 0
 
 
 @pytest.mark.gpu
