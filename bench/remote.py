@@ -11,10 +11,9 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -139,18 +138,33 @@ def _figures(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def _from_store(plan: RemotePlan, server: SlowServer | None, limit: int) -> dict[str, Any]:
     """Train from the store with an empty cache of `limit` bytes."""
     url = plan.url or (server.url if server is not None else "")
-    with tempfile.TemporaryDirectory(prefix="feedline-cache-", ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="feedline-cache-", ignore_cleanup_errors=True) as folder,
+        _outage(server, plan.outage_s) as cut_off,
+    ):
         cache = ShardCache(Path(folder), limit)
-        figures = _train(plan, url, cache, partial(_outage, server, plan.outage_s))
+        figures = _train(plan, url, cache, cut_off)
         return {**figures, "fetched_shards": cache.fetched}
 
 
-def _outage(server: SlowServer | None, seconds: float) -> None:
-    if server is not None and seconds:
+@contextmanager
+def _outage(server: SlowServer | None, seconds: float) -> Iterator[Callable[[], None]]:
+    """Give what cuts the server off for so long; at the latest at the end it is back, for the next repeat."""
+    if server is None or not seconds:
+        yield lambda: None
+        return
+    timer = threading.Timer(seconds, setattr, (server, "down", False))
+    timer.daemon = True  # or Ctrl-C would wait for the end of the outage
+
+    def cut_off() -> None:
         server.down = True
-        timer = threading.Timer(seconds, setattr, (server, "down", False))
-        timer.daemon = True  # or Ctrl-C would wait for the end of the outage
         timer.start()
+
+    try:
+        yield cut_off
+    finally:
+        timer.cancel()
+        server.down = False
 
 
 def _train(
@@ -195,12 +209,13 @@ def _train(
 def table(record: dict[str, Any]) -> str:
     """The record as lines for people."""
     plan = record["settings"]
+    sure = f"interval ({record['store']['wait_share_interval']['confidence']:.0%})"
     lines = [
         f"{plan['model']} at {plan['size']} px, batch {plan['batch_size']}, {plan['epochs']} epochs; store: "
         + (plan["url"] or f"{plan['latency_s'] * 1000:.0f} ms, {plan['mb_per_s']:g} MB/s")
         + (f", cut off for {plan['outage_s']:g} s" if plan["outage_s"] else "")
         + f"; cache {plan['cache_share']:g} × the split; medians of {plan['repeats']}",
-        f"{'':8s}{'images/s':>10s}{'wait share':>12s}{'interval':>18s}{'first batch':>13s}",
+        f"{'':8s}{'images/s':>10s}{'wait share':>12s}{sure:>18s}{'first batch':>13s}",
     ]
     for name in ("store", "disk"):
         one = record[name]

@@ -1,11 +1,15 @@
 """`bench remote` trains from a store and from the disk, and reports both."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.__main__ import main
+from bench.remote import RemotePlan, remote, table
+from bench.slow_server import SlowServer
 from shard.dataset import Dataset
 
 
@@ -35,6 +39,30 @@ def test_both_are_measured(dataset: Dataset, tmp_path: Path, capsys: pytest.Capt
     text = capsys.readouterr().out
     assert "store: 0 ms, 100 MB/s, cut off for 0.2 s" in text
     assert "times an epoch" in text
+
+
+def test_an_outage_ends_with_its_repeat(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training may end first, with all that it needs in the cache; the next repeat begins with a store that answers."""
+    servers, down = list[SlowServer](), list[bool]()
+
+    class Watched(SlowServer):
+        def __enter__(self) -> SlowServer:
+            servers.append(self)
+            return super().__enter__()
+
+    def train(
+        plan: RemotePlan, data: object, cache: object, cut_off: Callable[[], None] = lambda: None
+    ) -> Any:
+        down.append(servers[0].down)
+        cut_off()
+        down.append(servers[0].down)
+        return {"images_per_s": 1.0, "wait_share": 0.0, "first_batch_s": 0.0}
+
+    monkeypatch.setattr("bench.remote.SlowServer", Watched)
+    monkeypatch.setattr("bench.remote._train", train)
+    record = remote(RemotePlan(data=dataset.root, outage_s=60, repeats=2), lambda text: None)
+    assert down == [False, True, *[False] * 4, False, True]  # store, disk, disk, store
+    assert "interval (50%)" in table(record)
 
 
 def test_a_cache_too_small_is_one_line(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
