@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,24 +88,6 @@ def _run(options: argparse.Namespace) -> int:
     require_matplotlib()
     _fill_in(options)
     require_writable(options.out / "throughput.json")
-    with _dataset(options):
-        return _measure(options)
-
-
-@contextmanager
-def _dataset(options: argparse.Namespace) -> Iterator[None]:
-    """Give --preset images where there is no --data; they are removed afterwards."""
-    if options.data is not None or options.preset is None:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="feedline-") as folder:
-        say(f"no --data: making {_MADE:,} images with ImageNet's sizes and bytes (`shard synth`)")
-        options.data = Path(folder) / f"synth-{_MADE}"
-        build(synthetic(_MADE, _MADE_CLASSES), options.data)
-        yield
-
-
-def _measure(options: argparse.Namespace) -> int:
     device = find_device(options.device)
     plan = _plan(options, device)
     axes = (
@@ -112,6 +95,29 @@ def _measure(options: argparse.Namespace) -> int:
         _numbers("--batch-sizes", options.batch_sizes),
         _list("--backends", options.backends, _backend),
     )
+    with _with_data(options, plan) as ready:  # last: making images takes longer than finding a mistake
+        return _measure(options, ready, device, axes)
+
+
+@contextmanager
+def _with_data(options: argparse.Namespace, plan: Plan) -> Iterator[Plan]:
+    """Give --preset images where there is no --data; they are removed afterwards."""
+    if options.data is not None or options.preset is None:
+        yield plan
+        return
+    with tempfile.TemporaryDirectory(prefix="feedline-") as folder:
+        say(f"no --data: making {_MADE:,} images with ImageNet's sizes and bytes (`shard synth`)")
+        data = Path(folder) / f"synth-{_MADE}"
+        build(synthetic(_MADE, _MADE_CLASSES), data)
+        yield replace(plan, config=replace(plan.config, data=str(data)))
+
+
+def _measure(
+    options: argparse.Namespace,
+    plan: Plan,
+    device: torch.device,
+    axes: tuple[list[int], list[int], list[Backend]],
+) -> int:
     if any(axes):
         return _grid(options, plan, device, axes)
     record = throughput(plan, device, say)

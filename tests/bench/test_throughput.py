@@ -194,8 +194,11 @@ def test_the_preset_makes_images_where_none_are_given(
         monkeypatch.setattr(module + name, value)
     monkeypatch.setattr(module + "find_device", lambda name: torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    preset = ["throughput", "--preset", "gpu", "--stages", "read", "--out", str(tmp_path / "out")]
-    assert main(preset) == 1
+    preset = ["throughput", "--preset", "gpu", "--out", str(tmp_path / "out"), "--stages"]
+    for wrong in (["raed"], ["read", "--batch-sizes", "x"]):
+        assert main([*preset, *wrong]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1  # before any image is made
+    assert main([*preset, "read"]) == 1
     said = capsys.readouterr().err
     assert "no --data: making 12 images" in said
     assert "enough seen" in said
