@@ -276,7 +276,7 @@ def test_a_vanished_source_file_stops_the_build(
 
 
 def test_shard_needs_neither_torch_nor_dali() -> None:
-    code = "import sys, shard.__main__; sys.exit(bool({'torch', 'nvidia.dali', 'webdataset'} & set(sys.modules)))"
+    code = "import sys, shard.commands; sys.exit(bool({'torch', 'nvidia.dali', 'webdataset'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
