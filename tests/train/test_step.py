@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from shard.errors import FeedlineError
 from train.distributed import World
@@ -154,3 +156,20 @@ def test_pretrained_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pt")
     with pytest.raises(FeedlineError, match="does not fit the model"):
         make_model(ModelConfig(arch="test_efficientnet", pretrained=tmp_path / "w.pt"), 4, CPU)
+
+
+def test_running_statistics_are_not_sent_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They change nothing in training, and are taken over once before each evaluation."""
+    sent: list[int] = []
+    monkeypatch.setattr(DistributedDataParallel, "_sync_buffers", lambda self: sent.append(1))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        net = make_model(ModelConfig(arch="test_resnet", mean=MEAN, std=STD), 4, CPU).train()
+        optimizer = make_optimizer(net.model, OptimConfig())
+        step = TrainStep(net, optimizer, StepConfig(precision="fp32"), World(size=2))  # it is told of another
+        for _ in range(2):
+            step.forward_backward(*data(16), ALL)
+            step.update(0.1)
+    finally:
+        dist.destroy_process_group()
+    assert sent == []
