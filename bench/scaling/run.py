@@ -30,7 +30,7 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 
 Say = Callable[[str], None]
-_ERROR = re.compile(r"(?:\[rank\d+\]: *)?((?!ChildFailedError)\w+(?:\.\w+)*(?:Error|Exception): .+)")
+_ERROR = re.compile(r"(?:\[rank\d+\]: *)?((?!\S*ChildFailedError)\w+(?:\.\w+)*(?:Error|Exception): .+)")
 
 
 def scaling(plan: Plan, say: Say) -> dict[str, Any] | None:

@@ -174,6 +174,10 @@ def test_what_a_rank_says_is_the_error(
             ["[rank0]: torch.OutOfMemoryError: CUDA out of memory", "x"],
             "torch.OutOfMemoryError: CUDA out of memory",
         ),
+        (
+            ["torch.distributed.elastic.multiprocessing.errors.ChildFailedError: x", "OSError: full"],
+            "OSError: full",
+        ),
         (["", "only this"], "only this"),
         ([], "it said nothing"),
     ],
