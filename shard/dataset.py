@@ -227,7 +227,7 @@ def read_split(folder: Path, shards: list[dict[str, Any]], several: int | None =
     path = folder / INDEX
     try:
         with path.open("rb") as file:
-            table = _table(file.read(), [*_COLUMNS, label_column(several is not None), "key"])
+            table = read_columns(file.read(), [*_COLUMNS, label_column(several is not None), "key"])
         columns = {c: _column(table, c, t) for c, t in _COLUMNS.items()}
         single = _column(table, "label", np.int64) if several is None else None
         lists = None if several is None else LabelLists.of(table.column("labels"), several)
@@ -250,7 +250,7 @@ def read_sources(folder: Path) -> pa.ChunkedArray:
     path = folder / INDEX
     try:
         with path.open("rb") as file:
-            return _table(file.read(), ["source"]).column("source")
+            return read_columns(file.read(), ["source"]).column("source")
     except (OSError, KeyError, pa.ArrowException) as error:
         raise FeedlineError(f"cannot read {path}: {error}; run `python -m shard verify`") from error
 
@@ -277,7 +277,13 @@ _COLUMNS: dict[str, npt.DTypeLike] = {
 }
 
 
-def _table(content: bytes, columns: list[str]) -> Any:
+def read_columns(content: bytes, columns: list[str]) -> Any:
+    """Give the columns of a Parquet file as a pyarrow.Table.
+
+    Raises:
+        KeyError: there is no such column.
+        pyarrow.ArrowException: it is damaged.
+    """
     # From memory and in this thread: Arrow's own may end the process (std::terminate) while the interpreter leaves.
     # `read_table` has some whatever it is told: with torch imported, 5 of 12 programs that ended then aborted.
     table = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(columns, use_threads=False)

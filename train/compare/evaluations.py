@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from shard.dataset import read_columns
 from shard.errors import FeedlineError
 from train.assess.files import FIGURES, PREDICTIONS
 from train.compare.multi_label import Answers
@@ -74,7 +74,7 @@ class Evaluated:
     def _read(self, *columns: str) -> pa.Table:
         path = self.folder / PREDICTIONS
         try:
-            return pq.read_table(path, columns=list(columns))
+            return read_columns(path.read_bytes(), list(columns))
         except (OSError, ValueError, KeyError) as error:  # Arrow's errors are ValueErrors
             raise FeedlineError(
                 f"cannot read {path}: {error}; evaluate again, as `python -m train eval`"

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from shard.dataset import Dataset
+from shard.dataset import Dataset, read_columns
 from shard.errors import FeedlineError
 from shard.names import readable
 from train import checkpoint
@@ -21,6 +20,8 @@ from train.assess.files import FIGURES, MATRIX, PREDICTIONS
 from train.assess.per_class import Matrix
 from train.report.record import Record
 from train.run_folder import RunFolder
+
+_SHOWN = ["id", "source", "label", "loss", "top5_labels", "top5_probabilities"]  # of a mistake
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ def read_judged(folder: Path, most: int) -> Judged:
         )
     try:
         matrix: Matrix = np.load(folder / MATRIX, allow_pickle=False)
-        table = pq.read_table(pa.BufferReader((folder / PREDICTIONS).read_bytes()), use_threads=False)
+        table = read_columns((folder / PREDICTIONS).read_bytes(), ["right", *_SHOWN])
         classes = list(figures["classes"])
         mistakes = _worst(table, most)
         if matrix.shape != (len(classes), len(classes)):
@@ -132,7 +133,6 @@ def _worst(table: pa.Table, most: int) -> list[Mistake]:
     wrong = np.flatnonzero(~table.column("right").to_numpy())
     losses = table.column("loss").to_numpy()
     order = wrong[np.argsort(-losses[wrong], kind="stable")][:most]
-    columns = ("id", "source", "label", "loss", "top5_labels", "top5_probabilities")
     return [
         Mistake(
             id=row["id"],
@@ -142,7 +142,7 @@ def _worst(table: pa.Table, most: int) -> list[Mistake]:
             probability=row["top5_probabilities"][0],
             true_probability=float(np.exp(-row["loss"])),
         )
-        for row in table.select(columns).take(pa.array(order)).to_pylist()
+        for row in table.select(_SHOWN).take(pa.array(order)).to_pylist()
     ]
 
 
