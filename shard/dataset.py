@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -259,12 +260,27 @@ def read_image(split: Split, i: int) -> bytes:
     """Encoded image of sample i, out of its shard.
 
     Raises:
-        FeedlineError: the shard cannot be read.
+        FeedlineError: the shard cannot be read, or holds other bytes there than were packed.
     """
     path: Path = split.shard_path(int(split.shard[i]))
     with storage_errors("read", path), path.open("rb") as file:
-        file.seek(int(split.offset[i]))
-        return file.read(int(split.size[i]))
+        return image_in(file, split, i)
+
+
+def image_in(shard: BinaryIO, split: Split, i: int) -> bytes:
+    """Encoded image of sample i, out of its opened shard.
+
+    Raises:
+        FeedlineError: its bytes are not those that were packed.
+    """
+    shard.seek(int(split.offset[i]))
+    data = shard.read(int(split.size[i]))
+    if zlib.crc32(data) != split.crc32[i]:  # of what a shard that was cut short still has, too
+        raise FeedlineError(
+            f"{split.shard_url(int(split.shard[i]))} does not hold the bytes of sample {i} (key {split.key(i)}) that "
+            "were packed: it is cut short or damaged; run `python -m shard verify`, and copy or build it again"
+        )
+    return data
 
 
 _COLUMNS: dict[str, npt.DTypeLike] = {
