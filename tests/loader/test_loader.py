@@ -174,6 +174,28 @@ def test_a_state_of_something_else_is_refused(dataset: Dataset) -> None:
             loader.load_state_dict({**loader.state_dict(), "dataset": "elsewhere"})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples_consumed": -4}, "samples_consumed -4; it must be a whole number in 0 … 63"),
+        ({"samples_consumed": 64}, "samples_consumed 64"),
+        ({"samples_consumed": None}, "samples_consumed None"),
+        ({"epoch": "last"}, "epoch 'last'"),
+        ({"epoch": 0.5}, "epoch 0.5"),
+    ],
+)
+def test_a_state_that_is_no_position_is_refused(
+    dataset: Dataset, change: dict[str, object], message: str
+) -> None:
+    with Loader(dataset, "train", CROP, batch_size=4) as loader:
+        loader.set_epoch(2)
+        with pytest.raises(FeedlineError, match=message):
+            loader.load_state_dict(loader.state_dict() | change)
+        with pytest.raises(FeedlineError, match="is None, not what"):
+            loader.load_state_dict(None)  # type: ignore[arg-type]
+        assert (loader.epoch, loader.samples_consumed) == (2, 0)
+
+
 @pytest.mark.parametrize("backend", ["torch", "dali"])
 def test_leaving_early_keeps_the_position_and_leaks_no_thread(dataset: Dataset, backend: str) -> None:
     with Loader(dataset, "train", CROP, batch_size=6, shuffle=True, backend=backend) as loader:
