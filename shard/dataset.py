@@ -166,6 +166,8 @@ class Dataset:
                 f"{path} has format and version {found}, this program reads {(FORMAT, version)}; "
                 "build the dataset again or use a matching version of feedline"
             )
+        if missing := [key for key in ("classes", "fingerprint", "splits") if key not in manifest]:
+            raise FeedlineError(f"{path} has no {missing[0]!r}; restore it or build the dataset again")
         return cls(folder, tuple(manifest["classes"]), manifest["fingerprint"], manifest)
 
     @property
