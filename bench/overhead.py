@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from bench.intervals import ratio_figures
 from bench.measure import Series, Stage, measure
 from bench.report import ratio_lines
-from bench.stages import LR, endless_batches
+from bench.stages import LR, endless_batches, synchronize
 from loader import Batch, Loader
 from shard.dataset import Dataset
 from train.build import make_step
@@ -84,8 +84,7 @@ class Reference:
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronize(self._device)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -163,9 +162,7 @@ class Ours:
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
-        device = self._train_step.world.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(self._train_step.world.device)
 
     def close(self) -> None:
         """See `Stage.close`."""

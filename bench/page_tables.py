@@ -80,8 +80,11 @@ def flat(value: Any, prefix: str = "", depth: int = 0) -> dict[str, Any]:
         if isinstance(one, dict):
             if depth < _DEEPEST or prefix == "config.":
                 result.update(flat(one, f"{prefix}{key}.", depth + 1))
-        elif not (isinstance(one, list) and any(isinstance(part, dict | list) for part in one)):
+        elif not isinstance(one, list):
             result[f"{prefix}{key}"] = one
+        elif not any(isinstance(part, dict | list) for part in one):
+            # Repeats stand beside a name; lists further in are shapes, or mean and deviation: no median of these.
+            result[f"{prefix}{key}"] = [str(part) for part in one] if prefix else one
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ _BATCH = 50
 def parity(
     dataset: Dataset, split: str, size: int, device: torch.device, backends: list[str]
 ) -> list[dict[str, Any]]:
-    """Compare the first images of a split, decoded and transformed by us and by Pillow with torchvision.
+    """Compare all images of a split, decoded and transformed by us and by Pillow with torchvision.
 
     Args:
         dataset: where the images are.
-        split: which of them.
+        split: name of the split.
         size: side of the output; evaluation resizes to 8/7 of it first (256 for 224).
         device: where our backends run.
         backends: names of them.
@@ -61,7 +62,8 @@ def parity(
 def reference(split: Split, transform: Transform, ids: npt.NDArray[np.int64]) -> Pixels:
     """The same crops by Pillow and torchvision, uint8 [B, size, size, 3]; epoch and seed 0."""
     params = transform.params(0, 0, ids, split.width[ids], split.height[ids])
-    encoded = ShardReader(split).read(ids)
+    with closing(ShardReader(split)) as reader:
+        encoded = reader.read(ids)
     images = (Image.open(io.BytesIO(data.tobytes())).convert("RGB") for data in encoded)
     return np.stack([_reference(image, transform, params, i) for i, image in enumerate(images)])
 

@@ -8,7 +8,6 @@ the store costs is told apart from what decoding on the same cores costs.
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 import threading
 import time
@@ -17,11 +16,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import timm
 import torch
 
+from bench.intervals import median_interval
 from bench.options import require_positive
 from bench.slow_server import SlowServer
 from loader import Loader, Order, RandomResizedCrop, ShardCache
@@ -48,6 +49,7 @@ class RemotePlan:
         lanes: of the order.
         start_steps: of the first epoch, left out as start-up.
         outage_s: how long the server cuts all connections, from the end of the start-up on; 0: it never does.
+        repeats: of both, in turn; each from the store begins with an empty cache.
     """
 
     data: Path
@@ -63,14 +65,48 @@ class RemotePlan:
     lanes: int = 2
     start_steps: int = 3
     outage_s: float = 0.0
+    repeats: int = 3
 
 
 def remote(plan: RemotePlan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train from the store and from the disk, and return the record; JSON-able.
+    """Train from the store and from the disk in turn, and return the record; JSON-able.
 
     Raises:
         FeedlineError: no such dataset, the cache is too small for the order, or an outage of a store that is not ours.
     """
+    _check(plan)
+    dataset = Dataset.open(plan.data)
+    split = dataset.split("train")
+    total, shards = sum(split.shard_bytes), len(split.shards)
+    limit = int(plan.cache_share * total)
+    found: dict[str, list[dict[str, Any]]] = {"store": [], "disk": []}
+    with ExitStack() as stack:
+        server = None
+        if plan.url is None:
+            server = stack.enter_context(
+                SlowServer(plan.data, latency_s=plan.latency_s, bytes_per_s=plan.mb_per_s * 1e6)
+            )
+        for repeat in range(plan.repeats):
+            for name in ("store", "disk") if repeat % 2 == 0 else ("disk", "store"):
+                say(f"remote: repeat {repeat + 1} of {plan.repeats}, training from the {name}")
+                found[name].append(
+                    _from_store(plan, server, limit) if name == "store" else _train(plan, plan.data, None)
+                )
+    fetched = [one["fetched_shards"] for one in found["store"]]
+    return {
+        "benchmark": "remote",
+        "environment": environment(torch.device("cpu")),
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(plan).items()},
+        "shards": shards,
+        "split_bytes": total,
+        "cache_limit_bytes": limit,
+        "fetched_per_shard_and_epoch": round(median(fetched) / shards / plan.epochs, 3),
+        **{name: _figures(runs) for name, runs in found.items()},
+        "repeats": found,
+    }
+
+
+def _check(plan: RemotePlan) -> None:
     if plan.url is not None and plan.outage_s:
         raise FeedlineError(
             f"--outage-s is {plan.outage_s:g}, but only the server of this command can be cut off; leave --url out"
@@ -80,48 +116,45 @@ def remote(plan: RemotePlan, say: Callable[[str], None]) -> dict[str, Any]:
     for name, value in (("latency-s", plan.latency_s), ("outage-s", plan.outage_s)):
         if not 0 <= value < math.inf:
             raise FeedlineError(f"--{name} is {value}; it cannot be negative, nor without end")
+    if plan.batch_size < 2:
+        raise FeedlineError("--batch-size is 1, of which batch norm may have no variance; give 2 or more")
     if not timm.is_model(plan.model):
         raise FeedlineError(f"--model is {plan.model!r}, which timm does not have; see timm.list_models()")
-    dataset = Dataset.open(plan.data)
-    total = sum(dataset.split("train").shard_bytes)
-    with ExitStack() as stack:
-        server = None
-        if plan.url is None:
-            server = stack.enter_context(
-                SlowServer(plan.data, latency_s=plan.latency_s, bytes_per_s=plan.mb_per_s * 1e6)
-            )
-        folder = Path(tempfile.mkdtemp(prefix="feedline-cache-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        cache = ShardCache(folder, int(plan.cache_share * total))
-        say("training from the store")
-        far = _train(
-            plan, plan.url or (server.url if server else ""), cache, partial(_outage, server, plan.outage_s)
-        )
-        say("training from the disk")
-        near = _train(plan, plan.data, None, lambda: None)
-        shards = len(dataset.split("train").shards)
-        return {
-            "benchmark": "remote",
-            "environment": environment(torch.device("cpu")),
-            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(plan).items()},
-            "shards": shards,
-            "split_bytes": total,
-            "cache_limit_bytes": cache.limit_bytes,
-            "fetched_shards": cache.fetched,
-            "fetched_per_shard_and_epoch": round(cache.fetched / shards / plan.epochs, 3),
-            "store": far,
-            "disk": near,
+
+
+def _figures(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median of each figure of the repeats, and the interval that holds it."""
+    figures: dict[str, Any] = {}
+    for name in ("images_per_s", "wait_share", "first_batch_s"):
+        one = median_interval([run[name] for run in runs])
+        figures[name] = one.value
+        figures[f"{name}_interval"] = {
+            "low": one.low,
+            "high": one.high,
+            "confidence": round(one.confidence, 4),
         }
+    return figures
+
+
+def _from_store(plan: RemotePlan, server: SlowServer | None, limit: int) -> dict[str, Any]:
+    """Train from the store with an empty cache of `limit` bytes."""
+    url = plan.url or (server.url if server is not None else "")
+    with tempfile.TemporaryDirectory(prefix="feedline-cache-", ignore_cleanup_errors=True) as folder:
+        cache = ShardCache(Path(folder), limit)
+        figures = _train(plan, url, cache, partial(_outage, server, plan.outage_s))
+        return {**figures, "fetched_shards": cache.fetched}
 
 
 def _outage(server: SlowServer | None, seconds: float) -> None:
     if server is not None and seconds:
         server.down = True
-        threading.Timer(seconds, setattr, (server, "down", False)).start()
+        timer = threading.Timer(seconds, setattr, (server, "down", False))
+        timer.daemon = True  # or Ctrl-C would wait for the end of the outage
+        timer.start()
 
 
 def _train(
-    plan: RemotePlan, data: str | Path, cache: ShardCache | None, at_start: Callable[[], None]
+    plan: RemotePlan, data: str | Path, cache: ShardCache | None, at_start: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     torch.manual_seed(0)
     model = timm.create_model(plan.model, num_classes=len(Dataset.open(plan.data).classes))
@@ -166,13 +199,15 @@ def table(record: dict[str, Any]) -> str:
         f"{plan['model']} at {plan['size']} px, batch {plan['batch_size']}, {plan['epochs']} epochs; store: "
         + (plan["url"] or f"{plan['latency_s'] * 1000:.0f} ms, {plan['mb_per_s']:g} MB/s")
         + (f", cut off for {plan['outage_s']:g} s" if plan["outage_s"] else "")
-        + f"; cache {plan['cache_share']:g} × the split",
-        f"{'':8s}{'images/s':>10s}{'wait share':>12s}{'first batch':>13s}",
+        + f"; cache {plan['cache_share']:g} × the split; medians of {plan['repeats']}",
+        f"{'':8s}{'images/s':>10s}{'wait share':>12s}{'interval':>18s}{'first batch':>13s}",
     ]
     for name in ("store", "disk"):
         one = record[name]
+        waits = one["wait_share_interval"]
         lines.append(
-            f"{name:8s}{one['images_per_s']:10.1f}{one['wait_share']:12.2%}{one['first_batch_s']:11.2f} s"
+            f"{name:8s}{one['images_per_s']:10.1f}{one['wait_share']:12.2%}"
+            f"{waits['low']:>9.2%} – {waits['high']:.2%}{one['first_batch_s']:11.2f} s"
         )
     lines.append(f"each shard was fetched {record['fetched_per_shard_and_epoch']:g} times an epoch")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +66,10 @@ def throughput(plan: Plan, device: torch.device, say: Callable[[str], None]) -> 
     dataset = Dataset.open(config.data)
     with ExitStack() as stack:
         repeated = with_long_epochs(dataset, config.input.train_split, config.input.batch_size)
-        stages = _Maker(plan, repeated, device).make()
-        for stage in stages:
-            stack.callback(stage.close)
+        stages: list[Stage] = []
+        for stage in _Maker(plan, repeated, device).make():
+            stack.callback(stage.close)  # now: the next one may fail
+            stages.append(stage)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         split = dataset.split(config.input.train_split)
@@ -115,23 +116,21 @@ class _Maker:
         self.input = plan.config.input
         self.split = dataset.split(self.input.train_split)
 
-    def make(self) -> list[Stage]:
+    def make(self) -> Iterator[Stage]:
         """Make all stages of the plan; the default loader comes before the other backend's."""
-        made: list[Stage] = []
         for name in self.plan.stages:
             if name == "read":
-                made.append(Read(self.split))
+                yield Read(self.split)
             elif name == "decode":
-                made.append(Decode(self.split, self.input.train_transform(), self.plan.threads))
+                yield Decode(self.split, self.input.train_transform(), self.plan.threads)
             elif name == "loader":
-                made += self._loaders()
+                yield from self._loaders()
             elif name == "copy":
-                made.append(Copy(self.input.batch_size, self.input.size, self.device))
+                yield Copy(self.input.batch_size, self.input.size, self.device)
             elif name in PEERS:
-                made.append(self._peer(name))
+                yield self._peer(name)
         if {"synthetic", "real"} & set(self.plan.stages):
-            made += self._training()
-        return made
+            yield from self._training()
 
     def _loader(self, backend: str) -> Loader:
         return Loader(
@@ -146,25 +145,23 @@ class _Maker:
             threads=self.plan.threads,
         )
 
-    def _loaders(self) -> list[Stage]:
+    def _loaders(self) -> Iterator[Stage]:
         first = self._loader(self.input.loader_backend)
-        stages: list[Stage] = [Load(first, f"loader_{first.backend}", f"loader ({first.backend})")]
+        yield Load(first, f"loader_{first.backend}", f"loader ({first.backend})")
         if self.input.loader_backend == "auto":
             other = "torch" if first.backend == "dali" else "dali"
-            stages.append(Load(self._loader(other), f"loader_{other}", f"loader ({other} backend)"))
-        return stages
+            yield Load(self._loader(other), f"loader_{other}", f"loader ({other} backend)")
 
-    def _training(self) -> list[Stage]:
+    def _training(self) -> Iterator[Stage]:
         # One step for both, so that the same kernels, weights and caches serve them.
         step = make_step(self.plan.config, len(self.dataset.classes), World(device=self.device))
         step.net.train()
-        stages: list[Stage] = []
         if "synthetic" in self.plan.stages:
             with self._loader(self.input.loader_backend) as loader:
-                stages.append(Synthetic(step, next(iter(loader))))
+                batch = next(iter(loader))
+            yield Synthetic(step, batch)
         if "real" in self.plan.stages:
-            stages.append(Real(step, self._loader(self.input.loader_backend)))
-        return stages
+            yield Real(step, self._loader(self.input.loader_backend))
 
     def _peer(self, name: str) -> Stage:
         crop = self.input.train_transform()
@@ -186,7 +183,7 @@ class _Maker:
         stage.title = f"peer: {stage.title}"
         try:
             stage.make()
-        except FeedlineError:
+        except BaseException:  # Ctrl-C, too: it takes seconds
             stage.close()
             raise
         return stage

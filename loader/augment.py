@@ -148,12 +148,6 @@ class ResizeCenterCrop:
         _check(self.resize > 0, "ResizeCenterCrop resize", self.resize, "be positive")
         _check_interpolation(self.interpolation)
 
-    @classmethod
-    def from_crop_pct(cls, size: int, crop_pct: float, interpolation: str = "bilinear") -> ResizeCenterCrop:
-        """Crop `crop_pct` (0 … 1) of the shorter side, as timm's models ask for it: resize to size / crop_pct."""
-        _check(0 < crop_pct <= 1, "crop_pct", crop_pct, "lie in 0 … 1")
-        return cls(size=size, resize=math.floor(size / crop_pct), interpolation=interpolation)
-
     def at_size(self, size: int) -> ResizeCenterCrop:
         """See `Transform.at_size`."""
         return replace(self, size=size, resize=round(self.resize * size / self.size))

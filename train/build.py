@@ -62,7 +62,8 @@ def make_step(
         config: of the run.
         num_classes: outputs of the model.
         world: the ranks.
-        dataset: what is trained on, for names and weights of its classes; None: weights are all alike.
+        dataset: what is trained on, for names and weights of its classes, and for the length of the run; None: weights
+            are all alike, and what is frozen stays frozen.
         sizes: how many image sizes the training will see.
         first_images: gives training images, uint8 [N, H, W, 3], to a model that `StartsFromImages`;
             None: it starts without.
@@ -86,8 +87,8 @@ def make_step(
     if config.step.sync_bn:
         _synchronize_norms(net, world)
     frozen = frozen_parameters(net.model, config.freeze)
-    if dataset is not None:
-        check_norms(net, config, length_of(config, dataset), world, frozen)
+    length = None if dataset is None else length_of(config, dataset)
+    check_norms(net, config, length, world, frozen)
     optimizer = make_optimizer(net.model, config.optim)
     step = TrainStep(
         net,

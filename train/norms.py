@@ -51,14 +51,14 @@ def lone_norms(net: Normalized, side: int, frozen: Collection[nn.Parameter] = ()
 
 
 def check_norms(
-    net: Normalized, config: Config, length: Length, world: World, frozen: Collection[nn.Parameter]
+    net: Normalized, config: Config, length: Length | None, world: World, frozen: Collection[nn.Parameter]
 ) -> None:
     """Find out before the training whether its batches are too small for the model's batch norms.
 
     Args:
         net: the model, before anything is frozen.
         config: of the run.
-        length: of the run.
+        length: of the run; None: what is frozen stays frozen.
         world: the ranks.
         frozen: parameters that do not learn at first.
 
@@ -68,7 +68,7 @@ def check_norms(
     given, accumulate = config.input, config.step.accumulate
     if micro_batch(given.batch_size, world.size, accumulate) > 1:
         return
-    always = length.of(config.freeze.freeze_for, "freeze_for") >= length.steps
+    always = length is None or length.of(config.freeze.freeze_for, "freeze_for") >= length.steps
     start = config.resolution.start_size
     side = min(given.size, start or given.size)  # the smallest images have the smallest maps
     if names := lone_norms(net, side, frozen if always else ()):

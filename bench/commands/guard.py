@@ -60,7 +60,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add_training(add, _DEFAULTS | {"model": f"{_DEFAULTS['model']}, a tiny one"})
     add("--backend", choices=("auto", "dali", "torch"), help="of the loader (default: the recipe's, or auto)")
     add_device(add)
-    add("--seconds", type=float, default=30.0, help="longest time; as long again to confirm (default: 30)")
+    add(
+        "--seconds",
+        type=float,
+        default=30.0,
+        help="longest time (default: 30), or twice that of 8 repeats; as long again to confirm",
+    )
     add("--out", type=Path, metavar="FILE", help="write the record there")
     add("--json", action="store_true", help="print the record instead of the table")
     command.set_defaults(run=_run)

@@ -15,8 +15,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command = commands.add_parser(
         "remote",
         help="how long training waits for data from an object store",
-        description="Train a small model from a store, with a cache of limited size, and from the disk, and compare "
-        "how long each waits. Without --url the dataset is served by a slow server on this machine.",
+        description="Train a small model from a store, with a cache of limited size, and from the disk, in turn, and "
+        "compare how long each waits. Without --url the dataset is served by a slow server on this machine.",
     )
     add, default = command.add_argument, RemotePlan(data=Path())
     add_data(add)
@@ -32,6 +32,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         ("window", positive, "shards that a lane of the order mixes"),
         ("lanes", positive, "lanes of the order"),
         ("outage-s", float, "how long the server cuts all connections, after the start-up"),
+        ("repeats", positive, "of both, in turn"),
     ):
         value = getattr(default, name.replace("-", "_"))
         add(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")

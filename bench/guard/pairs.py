@@ -13,7 +13,7 @@ import torch
 
 from bench.guard.by_hand import ByHand
 from bench.overhead import Ours, Reference
-from bench.stages import train_on
+from bench.stages import synchronize, train_on
 from loader import Batch, Loader
 from loader.jpeg import Decoder
 from loader.reader import Reads, ShardReader
@@ -205,8 +205,7 @@ class Workshop:
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
 
     def __enter__(self) -> Workshop:
         """Return itself."""

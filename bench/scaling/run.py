@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 
 Say = Callable[[str], None]
+_ERROR = re.compile(r"(?:\[rank\d+\]: *)?((?!ChildFailedError)\w+(?:\.\w+)*(?:Error|Exception): .+)")
 
 
 def scaling(plan: Plan, say: Say) -> dict[str, Any] | None:
@@ -133,5 +135,6 @@ def _require(plan: Plan, number: int) -> None:
 
 
 def _last_words(lines: list[str]) -> str:
-    errors = [line for line in lines if "Error" in line and "ChildFailedError" not in line]
+    # Not a line of the traceback's code, such as `raise ValueError(`, which torch prints above it.
+    errors = [found[1] for line in lines if (found := _ERROR.fullmatch(line))]
     return (errors or [line for line in lines if line] or ["it said nothing"])[0]

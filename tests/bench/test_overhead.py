@@ -93,6 +93,14 @@ def test_tf32_on_a_cpu_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "precision is 'tf32', which needs a GPU" in capsys.readouterr().err
 
 
+def test_a_batch_too_small_for_batch_norm_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "overhead --model test_resnet --size 32 --batch-size 1 --device cpu --out"
+    assert main([*words.split(), str(tmp_path / "o.json")]) == 1
+    assert "give --batch-size 2 or more" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_command(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "o.json"
     words = (

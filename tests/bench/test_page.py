@@ -73,6 +73,21 @@ def test_tooltips_follow_pointer_and_focus_and_stay_inside(browser: V8) -> None:
     assert browser.run(tip)[0] is True
 
 
+def test_lists_further_in_are_no_repeats() -> None:
+    (table,) = tables(
+        {"peers": [{"name": "a", "images_per_s": [1.0, 3.0], "parity": {"shape": [64, 3, 224, 224]}}]}
+    )
+    assert [one.text for one in table.rows[0]] == ["a", "2", "64, 3, 224, 224"]
+    html = page({"one.json": record() | {"settings": {"config": {"optim": {"betas": [0.9, 0.999]}}}}})
+    assert ">0.9, 0.999</td>" in html
+
+
+def test_a_date_stays_on_one_line() -> None:
+    html = page({"one.json": record()})
+    assert '<td class="short">2026-11-25</td>' in html
+    assert "td.short { white-space: nowrap; }" in html.replace("td[data-sort], ", "")
+
+
 def test_the_committed_records_are_all_on_the_page(tmp_path: Path) -> None:
     assert main(["report", "--records", str(RECORDS), "--out", str(tmp_path / "deep" / "report.html")]) == 0
     html = (tmp_path / "deep" / "report.html").read_text(encoding="utf-8")

@@ -24,10 +24,12 @@ def test_both_are_measured(dataset: Dataset, tmp_path: Path, capsys: pytest.Capt
     ]
     out = tmp_path / "record.json"
     more = ["--batch-size", "8", "--window", "1", "--lanes", "1", "--mb-per-s", "100", "--outage-s", "0.2"]
-    more += ["--out", str(out)]
+    more += ["--repeats", "2", "--out", str(out)]
     assert main(["remote", "--data", str(dataset.root), *flags, *more]) == 0
     record = json.loads(out.read_text())
-    assert record["fetched_shards"] <= 2 * record["shards"]
+    assert [len(record["repeats"][name]) for name in ("store", "disk")] == [2, 2]
+    for one in record["repeats"]["store"]:  # each with a cache of its own
+        assert record["shards"] <= one["fetched_shards"] <= 2 * record["shards"]
     assert 0 <= record["store"]["wait_share"] <= 1
     assert record["disk"]["images_per_s"] > 0
     text = capsys.readouterr().out
@@ -44,6 +46,10 @@ def test_a_cache_too_small_is_one_line(dataset: Dataset, capsys: pytest.CaptureF
     ("flags", "message"),
     [
         (["--model", "resnet5000"], "--model is 'resnet5000', which timm does not have"),
+        (
+            ["--batch-size", "1"],
+            "--batch-size is 1, of which batch norm may have no variance; give 2 or more",
+        ),
         (["--latency-s", "-1"], "--latency-s is -1.0; it cannot be negative"),
         (["--mb-per-s", "0"], "--mb-per-s is 0.0; it must be positive"),
         (["--cache-share", "nan"], "--cache-share is nan; it must be positive"),

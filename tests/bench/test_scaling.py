@@ -169,6 +169,11 @@ def test_what_a_rank_says_is_the_error(
     ("lines", "said"),
     [
         (["starting", "RuntimeError: no memory", "ChildFailedError: rank 1"], "RuntimeError: no memory"),
+        (["[rank1]:     raise ValueError(", "[rank1]: ValueError: no"], "ValueError: no"),
+        (
+            ["[rank0]: torch.OutOfMemoryError: CUDA out of memory", "x"],
+            "torch.OutOfMemoryError: CUDA out of memory",
+        ),
         (["", "only this"], "only this"),
         ([], "it said nothing"),
     ],

@@ -227,6 +227,7 @@ def test_the_gpu_tells_what_a_joule_gives(dataset: Dataset) -> None:
         (["--seconds", "0"], "--seconds is 0.0; it must be positive"),
         (["--split", "test"], "has no split 'test'; it has train, val"),
         (["--model", "resnet5000"], "arch is 'resnet5000'"),
+        (["--model", "test_resnet", "--batch-size", "1"], "give --batch-size 2 or more"),
         (["--device", "cuda"], "no usable CUDA GPU"),
         (["--preset", "gpu"], "--preset gpu needs a CUDA GPU"),
         (["--stages", ""], "--stages is ''; name stages, each once"),
@@ -261,6 +262,23 @@ def test_where_no_result_can_be_written_nothing_is_measured(
     assert main([name, "--data", str(dataset.root), "--out", str(tmp_path / "file" / "out"), *more]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be written" in line
+
+
+def test_a_peer_that_is_interrupted_while_it_is_made_is_closed(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    class Interrupted(Stub):
+        def make(self) -> None:
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    monkeypatch.setattr("bench.throughput.Isolated", Interrupted)
+    assert main(command(dataset, tmp_path / "out", "--stages", "read", "--peers")) == 130
+    assert closed == ["dali"]
 
 
 def test_a_url_is_not_taken_for_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
