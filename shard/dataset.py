@@ -39,6 +39,7 @@ class Split:
         shard: int32 [N], index into `shards`.
         offset: int64 [N], byte offset of the encoded image in its tar.
         size: int64 [N], bytes of the encoded image.
+        single: int64 [N], see `label`; None in a multi-label dataset.
         lists: labels of a multi-label dataset; None: see `label`.
         width: int32 [N], pixels.
         height: int32 [N], pixels.
