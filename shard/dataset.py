@@ -121,7 +121,7 @@ class Dataset:
     """An opened dataset.
 
     Attributes:
-        root: its folder.
+        root: its folder, absolute, or URL.
         classes: class names by label.
         fingerprint: hex SHA-256 that identifies the samples, their labels and their order.
         manifest: the content of dataset.json.
@@ -169,7 +169,9 @@ class Dataset:
             )
         if missing := [key for key in ("classes", "fingerprint", "splits") if key not in manifest]:
             raise FeedlineError(f"{path} has no {missing[0]!r}; restore it or build the dataset again")
-        return cls(folder, tuple(manifest["classes"]), manifest["fingerprint"], manifest)
+        # Absolute: the program may change its working folder, as Hydra does, or hand the dataset to another process.
+        where = folder if is_remote(folder) else folder.absolute()
+        return cls(where, tuple(manifest["classes"]), manifest["fingerprint"], manifest)
 
     @property
     def multi_label(self) -> bool:
