@@ -41,7 +41,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
             raise FeedlineError(
                 f"device is {str(device)!r}, and torch finds {count} GPUs here; give {others}"
             )
-        if resolved.index is None:
+        if str(resolved) == "cuda":
             resolved = torch.device("cuda", torch.cuda.current_device())
     return resolved
 
