@@ -28,6 +28,8 @@ _TITLES = {
     "accelerator": "Accelerators that this machine can feed",
     "scaling": "Scaling",
     "guard": "Guard",
+    "guard-planted": "Slow-downs that were planted for the guard",
+    "doctor-planted": "Bottlenecks that were planted for the doctor",
 }
 
 

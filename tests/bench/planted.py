@@ -1,6 +1,6 @@
 """Five trainings with a bottleneck that was planted, for `bench doctor` to find, through its real command.
 
-    python tests/bench/planted.py --folder /tmp/planted --runs 5
+    python -m tests.bench.planted --folder /tmp/planted --runs 5 --out record.json
 
 builds small datasets, runs the command on each situation in turn and counts hits. The test suite runs one of them.
 """
@@ -11,8 +11,8 @@ import argparse
 import contextlib
 import io
 import json
+import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -25,6 +25,7 @@ from timm.models import register_model
 
 import bench.doctor
 from bench.__main__ import main
+from bench.options import write
 from bench.slow_server import SlowServer
 from loader.reader import Encoded, _File
 from shard.build import build
@@ -166,7 +167,8 @@ def diagnose(name: str, folder: Path, out: Path, *more: str) -> str:
     return words.getvalue()
 
 
-if __name__ == "__main__":
+def campaign() -> int:
+    """Run the situations that are asked for; 1 if a verdict was wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -174,16 +176,24 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default=",".join(SITUATIONS))
     parser.add_argument("--verify", action="store_true", help="measure the suggestions, and print the words")
+    parser.add_argument("--out", type=Path, help="write a record with every verdict")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     quick = ["--repeats", "3", "--seconds", "0.4"] + ([] if options.verify else ["--no-verify"])
-    for name in options.only.split(","):
-        found: Counter[str] = Counter()
-        for _ in range(options.runs):
+    verdicts: dict[str, list[str]] = {name: [] for name in options.only.split(",")}
+    for _ in range(options.runs):
+        for name, found in verdicts.items():
             words = diagnose(name, options.folder, options.folder / f"{name}.json", *quick)
-            verdict = json.loads((options.folder / f"{name}.json").read_text())["verdict"]
-            found[verdict["bottleneck"]] += 1
-            if options.verify:
-                print(words)
-        hits = found[SITUATIONS[name][0]]
-        print(f"{name}: {hits} of {options.runs}", dict(found), words.splitlines()[1], flush=True)
+            record = json.loads((options.folder / f"{name}.json").read_text())
+            found.append(record["verdict"]["bottleneck"])
+            print(f"{name}: {found[-1]}", words if options.verify else "", flush=True)
+    right = {name: found.count(SITUATIONS[name][0]) for name, found in verdicts.items()}
+    print(right, "of", options.runs)
+    if options.out is not None:
+        about = {"benchmark": "doctor-planted", "environment": record["environment"]}
+        write({**about, "right": right, "of": options.runs, "verdicts": verdicts}, options.out)
+    return 0 if all(hits == options.runs for hits in right.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(campaign())
