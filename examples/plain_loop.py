@@ -40,6 +40,7 @@ def train(data: str, state: Path, epochs: int, batch_size: int, stop_after: int 
             print(f"going on in epoch {loader.epoch} after {loader.samples_consumed} samples")
         steps = 0
         while loader.epoch < epochs:
+            loss = None  # and stays it where the stop was at the end of an epoch
             for batch in loader:  # the rest of the epoch
                 # Samples that could not be decoded are masked, and count for nothing.
                 loss = F.cross_entropy(predict(model, batch.images)[batch.valid], batch.labels[batch.valid])
@@ -50,7 +51,8 @@ def train(data: str, state: Path, epochs: int, batch_size: int, stop_after: int 
                 if steps == stop_after:
                     torch.save({name: part.state_dict() for name, part in parts.items()}, state)
                     raise SystemExit(f"stopped after {steps} steps; the same command goes on")
-            print(f"epoch {loader.epoch}: loss {loss.item():.6f}")
+            if loss is not None:
+                print(f"epoch {loader.epoch}: loss {loss.item():.6f}")
     return model
 
 

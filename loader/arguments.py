@@ -8,9 +8,11 @@ from loader.order import Order
 from shard.errors import FeedlineError
 
 MOST_THREADS = 1024  # of a rank; more is surely a slip, and systems may refuse to start them
+_COUNTS = ("batch_size", "world_size", "local_world_size", "prefetch")
 
 
 def as_order(shuffle: bool | str | Order) -> Order:
+    """Give the `Order` that `Loader(shuffle=…)` means."""
     if isinstance(shuffle, Order):
         return shuffle
     if isinstance(shuffle, bool):
@@ -18,8 +20,17 @@ def as_order(shuffle: bool | str | Order) -> Order:
     return Order(shuffle=shuffle)
 
 
-def check_numbers(arguments: dict[str, Any]) -> None:
-    for name in ("batch_size", "world_size", "local_world_size", "prefetch"):
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Reject what no loader can be made of.
+
+    Raises:
+        FeedlineError: names the argument, its value and what it may be.
+    """
+    _check_transform(arguments["transform"])
+    for name in (*_COUNTS, "threads", "rank", "seed", "max_bad"):
+        if (value := arguments[name]) is not None and not hasattr(value, "__index__"):
+            raise FeedlineError(f"{name} is {value!r}; it must be a whole number")
+    for name in _COUNTS:
         if (value := arguments[name]) is not None and value < 1:
             raise FeedlineError(f"{name} is {value}; it must be at least 1")
     check_threads(arguments["threads"], "threads")
@@ -32,6 +43,16 @@ def check_numbers(arguments: dict[str, Any]) -> None:
     if not 0 <= rank < world_size:
         raise FeedlineError(
             f"rank is {rank}; with world_size {world_size} it must lie in 0 … {world_size - 1}"
+        )
+
+
+def _check_transform(transform: Any) -> None:
+    # torchvision's and timm's are what people bring along, whose text has several lines
+    if isinstance(transform, type) or not hasattr(transform, "params"):
+        given = " ".join(repr(transform).split())[:100]
+        raise FeedlineError(
+            f"transform is {given}; give `loader.RandomResizedCrop(size=224)`, `ResizeCenterCrop`, `PadCrop`, a "
+            "`loader.Compose` of one with policies, or an object with the methods of `loader.Transform`"
         )
 
 

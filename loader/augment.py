@@ -136,6 +136,11 @@ class ResizeCenterCrop:
 
     As torchvision computes it: the longer side truncated (`int(resize * long / short)`), the centre
     offset rounded half to even. Where the crop is larger than the resized image the border is black.
+
+    Attributes:
+        size: output side, pixels.
+        resize: shorter side before cropping, pixels.
+        interpolation: of the resize, "bilinear" or "bicubic".
     """
 
     size: int = 224
@@ -178,6 +183,11 @@ class PadCrop:
 
     Source: He et al., "Deep residual learning", 2015, section 4.2. Images of another size are first
     resized to `size` × `size`.
+
+    Attributes:
+        size: output side, pixels.
+        pad: black border on each side, pixels; less than `size`.
+        hflip: probability of a horizontal flip.
     """
 
     size: int = 32
@@ -213,9 +223,9 @@ class Compose:
     """A crop, then policies in their order, then perhaps an erased box.
 
     Attributes:
-        crop: any of the transforms above.
-        policies: see `loader.policies`.
-        erasing: see `RandomErasing`.
+        crop: `RandomResizedCrop`, `ResizeCenterCrop`, `PadCrop` or another transform.
+        policies: such as `RandAugment`, or what `parse_policy` gives; on the finished crops.
+        erasing: the last step; None: nothing is painted over.
     """
 
     crop: Transform

@@ -23,6 +23,7 @@ from nvidia.dali.pipeline import pipeline_def
 from loader import narrow
 from loader.affinity import Cores, pinned
 from loader.backend import Decoded, Pending
+from loader.dali_fork import leave_to_parent
 from loader.dali_ops import apply_layers
 from loader.params import Params
 from loader.reader import Encoded
@@ -221,6 +222,7 @@ class DaliBackend:
                 exec_dynamic=True,
             )
             pipe.build()
+        leave_to_parent(pipe)
         return pipe
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from loader.affinity import rank_cores
-from loader.arguments import as_order, check_numbers
+from loader.arguments import as_order, check_arguments
 from loader.bad import BadSample, BadSamples
 from loader.batch import Batch, finish
 from loader.cache import ShardCache
@@ -105,7 +105,7 @@ class Loader(Position):
         trace: bool = False,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name != "self"}
-        check_numbers(arguments)
+        check_arguments(arguments)
         Position.__init__(self)  # `super` would put a name of its own among the arguments above
         self.dataset = data if isinstance(data, Dataset) else Dataset.open(data)
         self._arguments = arguments | {"data": self.dataset.root}

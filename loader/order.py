@@ -31,9 +31,10 @@ class Order:
     """How an epoch is ordered; the same on all ranks and after any resume.
 
     Attributes:
-        shuffle: "none": index order; "global": a true permutation; "window": see above.
+        shuffle: "none": index order; "global": a true permutation; "window": the shards permuted, and the samples of a
+            few mixed at a time, for slow disks and object stores.
         window: shards that a lane mixes at a time.
-        lanes: of "window".
+        lanes: of "window", parts of the dataset that an epoch walks through side by side.
         repeats: repeated augmentation (Hoffer et al., "Augment your batch", 2019; timm's `RepeatAugSampler`): every
             sample comes so many times in a row, with other augmentations, and an epoch holds the share of the
             samples that fits into its length.

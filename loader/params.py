@@ -79,7 +79,15 @@ class Transform(Protocol):
         ...
 
     def params(self, seed: int, epoch: int, ids: npt.ArrayLike, width: Ints, height: Ints) -> Params:
-        """Parameters of the samples `ids` [B] whose images are `width` × `height` [B] pixels."""
+        """Parameters of B samples; a row depends on (seed, epoch, its id, its size) alone.
+
+        Args:
+            seed: of the augmentation.
+            epoch: from 0.
+            ids: whole numbers [B], samples.
+            width: int32 [B], of the stored images, pixels.
+            height: int32 [B], pixels.
+        """
         ...
 
     def at_size(self, size: int) -> Transform:

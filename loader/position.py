@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any
 
 from shard.errors import FeedlineError
@@ -13,7 +14,10 @@ class Position:
     Attributes:
         epoch: from 0.
         samples_consumed: of this epoch, by all ranks together.
+        num_samples: of an epoch.
     """
+
+    num_samples: int
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -49,15 +53,17 @@ class Position:
         """Continue at a saved position.
 
         Raises:
-            FeedlineError: the state belongs to another dataset, split, seed or order.
+            FeedlineError: the state belongs to another dataset, split, seed or order, or is none.
         """
+        if not isinstance(state, dict):
+            raise FeedlineError(f"the saved loader state is {state!r}, not what state_dict() gives")
         for key, mine in self.state_dict().items():
             if key not in ("epoch", "samples_consumed") and state.get(key) != mine:
                 raise FeedlineError(
                     f"the saved loader state has {key} {state.get(key)!r}, this loader {mine!r}: "
                     "it can only continue on the same data in the same order"
                 )
-        self._seek(int(state["epoch"]), int(state["samples_consumed"]))
+        self._seek(_whole(state, "epoch", 2**64 - 1), _whole(state, "samples_consumed", self.num_samples))
 
     def _require_newest(self, run: int) -> None:
         if run != self._run:
@@ -65,3 +71,15 @@ class Position:
                 "this iteration of the Loader is over: it was closed, moved (set_epoch, rewind, "
                 "load_state_dict) or iterated anew meanwhile"
             )
+
+
+def _whole(state: dict[str, Any], key: str, most: int) -> int:
+    try:
+        value = index(state.get(key))  # type: ignore[arg-type]
+    except TypeError:
+        value = -1
+    if not 0 <= value <= most:
+        raise FeedlineError(
+            f"the saved loader state has {key} {state.get(key)!r}; it must be a whole number in 0 … {most}"
+        )
+    return value

@@ -24,15 +24,25 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """Give a device with its index.
 
     Raises:
-        FeedlineError: neither CPU nor CUDA.
+        FeedlineError: neither CPU nor CUDA, or no such GPU.
     """
-    resolved = torch.device(device)
-    if str(resolved) == "cuda":
-        resolved = torch.device("cuda", torch.cuda.current_device())
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:  # no kind that torch knows
+        resolved = torch.device("meta")
     if resolved.type not in ("cpu", "cuda"):
         raise FeedlineError(
             f"device is {str(device)!r}; the loader feeds 'cpu' or 'cuda' (copy batches from the CPU)"
         )
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count()
+        if (resolved.index or 0) >= count:
+            others = f"'cuda:0' … 'cuda:{count - 1}'" if count else "'cpu'"
+            raise FeedlineError(
+                f"device is {str(device)!r}, and torch finds {count} GPUs here; give {others}"
+            )
+        if str(resolved) == "cuda":
+            resolved = torch.device("cuda", torch.cuda.current_device())
     return resolved
 
 

@@ -38,6 +38,11 @@ def run(arguments: list[str] | None = None) -> int:
     except FeedlineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:  # of no file: a pipe that nobody reads, or a mistake of ours
+            raise
+        print(f"error: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; finished work is kept: run the same command again to go on", file=sys.stderr)
         return 130

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,7 @@ class Split:
         shard: int32 [N], index into `shards`.
         offset: int64 [N], byte offset of the encoded image in its tar.
         size: int64 [N], bytes of the encoded image.
+        single: int64 [N], see `label`; None in a multi-label dataset.
         lists: labels of a multi-label dataset; None: see `label`.
         width: int32 [N], pixels.
         height: int32 [N], pixels.
@@ -119,7 +121,7 @@ class Dataset:
     """An opened dataset.
 
     Attributes:
-        root: its folder.
+        root: its folder, absolute, or URL.
         classes: class names by label.
         fingerprint: hex SHA-256 that identifies the samples, their labels and their order.
         manifest: the content of dataset.json.
@@ -165,7 +167,11 @@ class Dataset:
                 f"{path} has format and version {found}, this program reads {(FORMAT, version)}; "
                 "build the dataset again or use a matching version of feedline"
             )
-        return cls(folder, tuple(manifest["classes"]), manifest["fingerprint"], manifest)
+        if missing := [key for key in ("classes", "fingerprint", "splits") if key not in manifest]:
+            raise FeedlineError(f"{path} has no {missing[0]!r}; restore it or build the dataset again")
+        # Absolute: the program may change its working folder, as Hydra does, or hand the dataset to another process.
+        where = folder if is_remote(folder) else folder.absolute()
+        return cls(where, tuple(manifest["classes"]), manifest["fingerprint"], manifest)
 
     @property
     def multi_label(self) -> bool:
@@ -259,12 +265,27 @@ def read_image(split: Split, i: int) -> bytes:
     """Encoded image of sample i, out of its shard.
 
     Raises:
-        FeedlineError: the shard cannot be read.
+        FeedlineError: the shard cannot be read, or holds other bytes there than were packed.
     """
     path: Path = split.shard_path(int(split.shard[i]))
     with storage_errors("read", path), path.open("rb") as file:
-        file.seek(int(split.offset[i]))
-        return file.read(int(split.size[i]))
+        return image_in(file, split, i)
+
+
+def image_in(shard: BinaryIO, split: Split, i: int) -> bytes:
+    """Encoded image of sample i, out of its opened shard.
+
+    Raises:
+        FeedlineError: its bytes are not those that were packed.
+    """
+    shard.seek(int(split.offset[i]))
+    data = shard.read(int(split.size[i]))
+    if zlib.crc32(data) != split.crc32[i]:  # of what a shard that was cut short still has, too
+        raise FeedlineError(
+            f"{split.shard_url(int(split.shard[i]))} does not hold the bytes of sample {i} (key {split.key(i)}) that "
+            "were packed: it is cut short or damaged; run `python -m shard verify`, and copy or build it again"
+        )
+    return data
 
 
 _COLUMNS: dict[str, npt.DTypeLike] = {

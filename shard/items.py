@@ -202,10 +202,11 @@ def read_classes(path: Path) -> tuple[str, ...]:
         FeedlineError: no such file, an empty line, or a name twice.
     """
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`, which takes other characters for ends of lines, too; some editors put a mark in front.
+        names = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise FeedlineError(f"cannot read the class list {path}: {error}") from error
-    if not names:
+    if names == [""]:
         raise FeedlineError(f"the class list {path} is empty; write one class name a line")
     seen: set[str] = set()
     for number, name in enumerate(names, start=1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from shard.dataset import INDEX, MANIFEST, STAGING
+from shard.dataset import FORMAT, INDEX, MANIFEST, STAGING
 from shard.errors import FeedlineError
 from shard.index import CHECKSUMS, DUPLICATES, REJECTED, REPAIRED
 from shard.storage import is_remote, location, names_in, remove_tree, storage_errors, write_whole
@@ -94,8 +95,13 @@ def locked(places: Places) -> Iterator[None]:
 
 
 def remove_earlier(places: Places) -> None:
-    """Remove only what a build makes, the manifest first: nobody shall open half a dataset."""
+    """Remove only what a build makes, the manifest first: nobody shall open half a dataset.
+
+    Raises:
+        FeedlineError: the target's shards were made by somebody else, or it cannot be written to.
+    """
     target = places.target
+    _require_ours(target)
     with storage_errors("remove files in", target):
         for name in (MANIFEST, CHECKSUMS, REJECTED, REPAIRED, DUPLICATES):
             (target / name).unlink(missing_ok=True)
@@ -107,6 +113,27 @@ def remove_earlier(places: Places) -> None:
         for path in places.staging.iterdir():
             if path.name != "lock":
                 path.unlink()
+
+
+def _require_ours(target: Path) -> None:
+    path = target / MANIFEST
+    with storage_errors("read", path):
+        text = path.read_text(errors="replace") if path.exists() else "null"
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        return  # damaged; other programs' were whole
+    if manifest is None:
+        return
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise FeedlineError(
+            f"{path} is not of `shard build`, so nothing there is removed; choose another folder"
+        )
+    if manifest.get("source_kind") == "index":
+        raise FeedlineError(
+            f"{target} is of `shard index`, whose shards somebody else made, so nothing there is removed; choose "
+            "another folder"
+        )
 
 
 def same_plan(places: Places, identity: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -16,6 +17,7 @@ import fsspec
 from shard.errors import FeedlineError
 
 _CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit on files
 
 
 def location(name: str | Path) -> Path:
@@ -103,8 +105,9 @@ def write_whole(path: Path, staging: Path) -> Iterator[BinaryIO]:
         else:
             aside.replace(path)
     except OSError as error:
+        remedy = "make room" if error.errno in _FULL else "mend that"
         raise FeedlineError(
-            f"cannot write {path}: {_text(error)}; finished shards are kept, make room and run the same command again"
+            f"cannot write {path}: {_text(error)}; what is finished is kept, {remedy} and run the same command again"
         ) from error
     finally:
         aside.unlink(missing_ok=True)

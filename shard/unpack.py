@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from shard.dataset import Dataset, Split, read_sources
+from shard.dataset import Dataset, Split, image_in, read_sources
 from shard.errors import FeedlineError
 from shard.labels import require_single
 from shard.storage import local_copy, storage_errors
@@ -36,8 +36,8 @@ def unpack(
         The number of images.
 
     Raises:
-        FeedlineError: the folder is not empty, a class cannot be a folder's name, a shard cannot be read, or the
-            dataset is multi-label.
+        FeedlineError: the folder is not empty, a class cannot be a folder's name, a shard cannot be read or is
+            damaged, or the dataset is multi-label.
     """
     require_single(
         dataset.multi_label, "unpack", "class folders hold one class a sample; use `tar xf` on the shards"
@@ -57,10 +57,10 @@ def unpack(
                 folder.mkdir(parents=True, exist_ok=True)
         paths = list(_paths(split, dataset.classes, root / split.name))
         for number in range(len(split.shards)):
-            with local_copy(split.shard_path(number)) as tar, tar.open("rb") as shard:
+            path = split.shard_path(number)
+            with storage_errors("read", path), local_copy(path) as tar, tar.open("rb") as shard:
                 for i in np.flatnonzero(split.shard == number).tolist():
-                    shard.seek(int(split.offset[i]))
-                    _write(paths[i], shard.read(int(split.size[i])))
+                    _write(paths[i], image_in(shard, split, i))
                     done += 1
             progress("unpacking images", done, total)
     return total

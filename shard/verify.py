@@ -81,7 +81,7 @@ def verify(
     if MANIFEST in wrong or MANIFEST not in sums:
         return sorted(problems)  # nothing it says can be relied on
     checks = list(_shard_checks(Dataset.open(folder), sums, wrong))
-    with start_workers(min(jobs, max(1, len(checks))) if jobs else None) as pool:
+    with start_workers(None if jobs is None else min(jobs, max(1, len(checks)))) as pool:
         tagged = ((one.path, partial(_itself, one)) for one in checks)
         for done, (_, found) in enumerate(
             pool.unordered(partial(_check_shard, decode=decode), tagged), start=1
@@ -115,10 +115,14 @@ def _wrong_files(root: Path, sums: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Files besides tars that are missing or differ from their checksum: name and problem."""
     for name, expected in sums.items():
         path = root / name
-        if not path.is_file():
-            yield name, f"{root / CHECKSUMS} lists {name!r}, which does not exist"
-        elif not name.endswith(".tar") and file_sha256(path) != expected:
-            yield name, f"{path}: SHA-256 differs from {CHECKSUMS}"
+        try:
+            with storage_errors("read", path):
+                if not path.is_file():
+                    yield name, f"{root / CHECKSUMS} lists {name!r}, which does not exist"
+                elif not name.endswith(".tar") and file_sha256(path) != expected:
+                    yield name, f"{path}: SHA-256 differs from {CHECKSUMS}"
+        except FeedlineError as error:
+            yield name, str(error)
 
 
 def _unlisted(root: Path, sums: dict[str, str]) -> Iterator[str]:

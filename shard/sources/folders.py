@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,9 +71,15 @@ def list_folders(root: Path, classes: tuple[str, ...] | None) -> Listing:
 
 def _folders(folder: Path) -> list[str]:
     try:
-        return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+        found = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
     except OSError as error:
         raise FeedlineError(f"cannot read the folder {folder}: {error.strerror}") from error
+    for name in found:
+        if any("\ud800" <= c <= "\udfff" for c in name):  # stand for bytes, and can be written nowhere
+            raise FeedlineError(
+                f"{folder} has a folder whose name is not UTF-8: {os.fsencode(name)!r}; rename it"
+            )
+    return found
 
 
 def _list_class(root: Path, split: str, folder: str, label: int, listing: Listing) -> pa.Table:
@@ -89,6 +96,9 @@ def _list_class(root: Path, split: str, folder: str, label: int, listing: Listin
             raise FeedlineError(
                 f"cannot read {root}/{name}: {error.strerror}; restore it or remove the broken link"
             ) from error
+        if not stat.S_ISREG(status.st_mode):  # reading a named pipe would wait forever
+            listing.ignored.append({"source": name, "split": split, "reason": "not a file"})
+            continue
         names.append(os.fsencode(name))
         sizes.append(status.st_size)
         times.append(status.st_mtime_ns)

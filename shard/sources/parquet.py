@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,27 @@ def spool(
                 with write_whole(index, staging) as out:
                     pq.write_table(listed, out)
     except (OSError, pa.ArrowException) as error:
-        raise FeedlineError(f"cannot read {source.url} as Parquet: {error}; download it again") from error
+        raise _unreadable(source, error) from error
     if source.is_remote:
         source.spooled(staging, ".fetched").unlink(missing_ok=True)
-    return pq.read_table(index, use_threads=False, pre_buffer=False), data, found.classes
+    with pq.ParquetFile(
+        index, pre_buffer=False
+    ) as file:  # not `read_table`, which starts threads all the same
+        return file.read(use_threads=False), data, found.classes
+
+
+def _unreadable(source: Input, error: Exception) -> FeedlineError:
+    why = " ".join(str(error).split())
+    return FeedlineError(f"cannot read {source.url} as Parquet: {why}; download it again")
+
+
+def _batches(file: pq.ParquetFile, found: Columns, source: Input) -> Iterator[pa.RecordBatch]:
+    """Rows of a file, some at a time; an error in it is told as such, and not as one of the file that is written."""
+    try:
+        # No threads of Arrow's: they may end the process (std::terminate) while the interpreter leaves.
+        yield from file.iter_batches(batch_size=64, columns=[found.image, found.label], use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(source, error) from error
 
 
 def _copy_images(
@@ -98,9 +116,7 @@ def _copy_images(
     names: list[bytes] = []
     labels: list[Label] = []
     sizes: list[int] = []
-    # No threads of Arrow's: they may end the process (std::terminate) while the interpreter leaves.
-    wanted = [found.image, found.label]
-    for batch in file.iter_batches(batch_size=64, columns=wanted, use_threads=False):
+    for batch in _batches(file, found, source):
         images, of = batch.column(found.image), batch.column(found.label)
         paths = [None] * len(images)
         if pa.types.is_struct(images.type):

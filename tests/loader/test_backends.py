@@ -90,6 +90,16 @@ def test_equals_pillow_within_a_grey_level(
     assert np.quantile(difference, 0.999) <= 1
 
 
+def test_a_note_how_to_turn_an_image_turns_no_pixel(backend: Backend) -> None:
+    """Of datasets packed with `--exif keep`, and of shards that somebody else wrote."""
+    notes = [Image.Exif() for _ in range(8)]
+    for orientation, note in enumerate(notes, start=1):
+        note[0x0112] = orientation
+    turned = [photo(3, 90, 60, exif=note) for note in notes]
+    out = backend.submit(encode(turned), params_of(ResizeCenterCrop(size=32, resize=32), turned), 8)().images
+    assert torch.equal(out, out[:1].expand_as(out))
+
+
 def test_a_batch_is_contiguous_uint8_and_padded_black(backend: Backend, images: list[bytes]) -> None:
     params = params_of(RandomResizedCrop(size=64), images[:5])
     out = backend.submit(encode(images[:5]), params, 8)().images

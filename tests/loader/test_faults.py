@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -134,24 +136,47 @@ def test_a_changed_dataset_is_detected(copy: Dataset, tmp_path: Path) -> None:
             list(loader)
 
 
-def test_a_forked_child_is_told(dataset: Dataset) -> None:
-    with Loader(dataset, "train", CROP, batch_size=8) as loader:
-        batches = iter(loader)
-        next(batches)
-        read, write = os.pipe()
-        child = os.fork()
-        if not child:  # pragma: no cover  (another process)
-            try:
-                iter(loader)
-            except FeedlineError as error:
-                os.write(write, str(error).encode())
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
-        os.close(write)
-        assert b"before this process was forked" in os.read(read, 1000)
-        os.close(read)
-        assert len(list(batches)) == 7  # the parent goes on
+FORKED = """
+import gc, os, sys
+from loader import Loader, RandomResizedCrop
+from shard.errors import FeedlineError
+
+data, backend, how = sys.argv[1:]
+loader = Loader(data, "train", RandomResizedCrop(size=24), batch_size=8, backend=backend)
+batches = iter(loader)
+next(batches)
+child = os.fork()
+if not child:
+    try:
+        if how == "goes on":
+            next(batches)
+        if how == "iterates":
+            next(iter(loader))
+    except FeedlineError as error:
+        print(error, flush=True)
+    if how == "closes":
+        loader.close()
+    if how == "forgets":
+        del loader, batches
+        gc.collect()
+    sys.exit(0)  # the interpreter's own end, which finds the parent's pipelines, too
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(list(batches)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "how"),
+    [("torch", "iterates"), ("dali", "goes on"), ("dali", "closes"), ("dali", "forgets"), ("dali", "exits")],
+)
+def test_a_forked_child_is_told_and_ends_and_its_parent_goes_on(
+    dataset: Dataset, backend: str, how: str
+) -> None:
+    command = [sys.executable, "-c", FORKED, str(dataset.root), backend, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    *told, end = done.stdout.splitlines()
+    assert (end, done.stderr) == ("0 7", "")
+    assert len(told) == (how in ("goes on", "iterates"))
+    assert all("before this process was forked" in line for line in told)
 
 
 def _first_ids(loader: Loader, found: "multiprocessing.Queue[list[int]]") -> None:

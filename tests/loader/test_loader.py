@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import pickle
 import shutil
 import threading
 from collections.abc import Iterator
@@ -174,6 +175,28 @@ def test_a_state_of_something_else_is_refused(dataset: Dataset) -> None:
             loader.load_state_dict({**loader.state_dict(), "dataset": "elsewhere"})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples_consumed": -4}, "samples_consumed -4; it must be a whole number in 0 … 63"),
+        ({"samples_consumed": 64}, "samples_consumed 64"),
+        ({"samples_consumed": None}, "samples_consumed None"),
+        ({"epoch": "last"}, "epoch 'last'"),
+        ({"epoch": 0.5}, "epoch 0.5"),
+    ],
+)
+def test_a_state_that_is_no_position_is_refused(
+    dataset: Dataset, change: dict[str, object], message: str
+) -> None:
+    with Loader(dataset, "train", CROP, batch_size=4) as loader:
+        loader.set_epoch(2)
+        with pytest.raises(FeedlineError, match=message):
+            loader.load_state_dict(loader.state_dict() | change)
+        with pytest.raises(FeedlineError, match="is None, not what"):
+            loader.load_state_dict(None)  # type: ignore[arg-type]
+        assert (loader.epoch, loader.samples_consumed) == (2, 0)
+
+
 @pytest.mark.parametrize("backend", ["torch", "dali"])
 def test_leaving_early_keeps_the_position_and_leaks_no_thread(dataset: Dataset, backend: str) -> None:
     with Loader(dataset, "train", CROP, batch_size=6, shuffle=True, backend=backend) as loader:
@@ -238,14 +261,36 @@ def test_a_closed_loader_says_so(dataset: Dataset) -> None:
         ({"threads": 1025}, "threads is 1025; it must lie in 1 … 1024"),
         ({"backend": "ffcv"}, "backend is 'ffcv'; choose one of auto, dali, torch"),
         ({"device": "meta"}, "device is 'meta'"),
+        ({"device": "gpu"}, "device is 'gpu'; the loader feeds 'cpu' or 'cuda'"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', and torch finds . GPUs here"),
+        ({"batch_size": "8"}, "batch_size is '8'; it must be a whole number"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; it must be a whole number"),
+        ({"transform": torch.nn.Flatten()}, r"transform is Flatten\(.*; give `loader.RandomResizedCrop"),
+        ({"transform": RandomResizedCrop}, "transform is <class 'loader.augment.RandomResizedCrop'>; give"),
         ({"batch_size": 64, "drop_last": True}, "fewer than one global batch of 64"),
         ({"split": "test"}, "has no split 'test'; it has train, val"),
     ],
 )
 def test_wrong_arguments_are_named(dataset: Dataset, change: dict[str, object], message: str) -> None:
-    arguments: dict[str, object] = {"split": "train", "batch_size": 4, **change}
+    arguments: dict[str, object] = {"split": "train", "batch_size": 4, "transform": CROP, **change}
     with pytest.raises(FeedlineError, match=message):
-        Loader(dataset, transform=CROP, **arguments)  # type: ignore[arg-type]
+        Loader(dataset, **arguments)  # type: ignore[arg-type]
+
+
+def test_the_working_folder_may_change(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under Hydra; shards that are opened later, the check before an epoch and pickled copies find the dataset."""
+    monkeypatch.chdir(dataset.root.parent)
+    with Loader(dataset.root.name, "train", CROP, batch_size=4) as loader:
+        first = next(iter(loader))
+        monkeypatch.chdir(tmp_path)
+        loader.rewind()
+        again = seen(loader)
+        assert again[:4] == first.ids.tolist()
+        assert len(again) == 63
+        with pickle.loads(pickle.dumps(loader)) as copy:
+            assert len(seen(copy)) == 63
 
 
 def test_a_truncated_shard_is_named(dataset: Dataset, tmp_path: Path) -> None:

@@ -127,6 +127,8 @@ kept = Loader(data, "train", RandomResizedCrop(size=24), batch_size=4, threads=2
 batches = iter(kept)
 next(batches)
 next(batches)
+# What a killed process would leave behind, and the next one stumble over.
+print(*{line.split()[-1] for line in open("/proc/self/maps") if "/dev/shm/" in line}, end="")
 if how == "an exit status":
     sys.exit(3)
 print("end of the script")

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -145,6 +146,21 @@ def test_other_readers_give_back_the_source(images: Path, undisturbed: Path) -> 
                     stem = name[:-5]
                     read[json.loads(data)["source"]] = (members[f"{stem}.jpg"], int(members[f"{stem}.cls"]))
         assert read == expected
+
+
+def test_headers_are_plain_ustar_and_hold_nothing_of_the_machine(undisturbed: Path) -> None:
+    for path in undisturbed.rglob("*.tar"):
+        data = path.read_bytes()
+        with tarfile.open(path) as file:
+            for member in file:
+                header = data[member.offset : member.offset_data]
+                assert (
+                    len(header) == 512
+                )  # no PAX header before it, which DALI's and others' indexes do not expect
+                assert (header[156:157], header[257:265]) == (b"0", b"ustar\x0000")
+                assert re.fullmatch(r"\d{10}\.(cls|jpg|json)", member.name)
+                about = (member.mode, member.mtime, member.uid, member.gid, member.uname, member.gname)
+                assert about == (0o444, 0, 0, 0, "", "")
 
 
 def test_checksums_are_those_of_sha256sum(undisturbed: Path) -> None:

@@ -54,6 +54,23 @@ def test_unpack_loses_no_file_of_the_same_name_and_writes_into_no_used_folder(
     assert "is not an empty folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("how", ["cut short", "zeros"])
+def test_pictures_are_not_taken_out_of_a_damaged_shard(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    shutil.copytree(dataset.root, tmp_path / "data")
+    split = Dataset.open(tmp_path / "data").split("train")
+    shard, first = split.shard_path(0), int(split.offset[0])
+    data = shard.read_bytes()
+    shard.chmod(0o644)
+    shard.write_bytes(data[: first + 10] + bytes(0 if how == "cut short" else len(data) - first - 10))
+    for command in (["unpack", str(tmp_path / "data")], ["info", str(tmp_path / "data"), "--out"]):
+        assert main([*command, str(tmp_path / command[0])]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{shard} does not hold the bytes of sample" in line
+    assert not [path for path in (tmp_path / "unpack").rglob("*") if path.is_file()]
+
+
 def test_diff(images: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", str(dataset.root), str(dataset.root)]) == 0
     assert "hold the same samples" in out(capsys)

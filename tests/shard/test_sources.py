@@ -74,6 +74,18 @@ def test_parquet_without_names_or_bytes(imagenet: Path, tmp_path: Path) -> None:
         build(tmp_path / "text.parquet", tmp_path / "none", SMALL, workers=1)
 
 
+def test_a_damaged_parquet_file_is_named_and_not_what_was_being_written(
+    imagenet: Path, tmp_path: Path
+) -> None:
+    write_parquet(imagenet, tmp_path / "hub")
+    path = tmp_path / "hub" / "train-00000-of-00002.parquet"
+    data = bytearray(path.read_bytes())
+    data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+    path.write_bytes(data)
+    with pytest.raises(FeedlineError, match=rf"^cannot read {path} as Parquet: .*; download it again$"):
+        build(tmp_path / "hub", tmp_path / "data", SMALL, workers=1)
+
+
 def test_a_split_without_labels_can_be_left_out(imagenet: Path, tmp_path: Path) -> None:
     write_parquet(imagenet, tmp_path / "hub")
     hidden = pq.read_table(tmp_path / "hub" / "validation-00000-of-00002.parquet")
