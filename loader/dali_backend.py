@@ -161,9 +161,8 @@ class DaliBackend:
         """Reasons by row, of the images that fail alone; without the operations, as a graph is built after each."""
         bad: dict[int, str] = {}
         params = replace(work.params, ops=None, erase=None)
-        load = (
-            self._found.hw_decoder_load
-        )  # which is not to be found out with one image: it would hold for all
+        # Not to be found out with one image: it would hold for all.
+        load = self._found.hw_decoder_load
         alone = DaliBackend(self._device, 1, 1, self._cores, Found(_DEFAULT_LOAD if load is None else load))
         for row in range(len(work.encoded)):
             alone._start(_Work([work.encoded[row]], params.take(np.array([row])), 1, {}))

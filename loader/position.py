@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import index
-from typing import Any
+from typing import Any, SupportsIndex
 
 from shard.errors import FeedlineError
 
@@ -74,12 +74,9 @@ class Position:
 
 
 def _whole(state: dict[str, Any], key: str, most: int) -> int:
-    try:
-        value = index(state.get(key))  # type: ignore[arg-type]
-    except TypeError:
-        value = -1
-    if not 0 <= value <= most:
+    value = state.get(key)
+    if not isinstance(value, SupportsIndex) or not 0 <= index(value) <= most:
         raise FeedlineError(
-            f"the saved loader state has {key} {state.get(key)!r}; it must be a whole number in 0 … {most}"
+            f"the saved loader state has {key} {value!r}; it must be a whole number in 0 … {most}"
         )
-    return value
+    return index(value)
