@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from bench.commands import (
     accelerator,
@@ -19,8 +18,7 @@ from bench.commands import (
     shuffle,
     throughput,
 )
-from shard.errors import FeedlineError
-from shard.unread import unless_unread
+from shard.unread import in_one_line
 
 _COMMANDS = (
     throughput,
@@ -39,20 +37,13 @@ _COMMANDS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    return unless_unread(lambda: _run(arguments))
+    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 unread."""
+    return in_one_line(lambda: _run(arguments))
 
 
 def _run(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except FeedlineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return int(options.run(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from loader.resolve import BACKENDS
 from loader.show import make_sheet, recipe_transform, save, spread
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
-from shard.unread import unless_unread
+from shard.unread import in_one_line
 
 _CROPS: dict[str, Transform] = {
     "random-resized": RandomResizedCrop(),
@@ -28,19 +28,7 @@ _CROP = "random-resized"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 unread."""
-    return unless_unread(lambda: _run(arguments))
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        return _show(options)
-    except FeedlineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return in_one_line(lambda: _show(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:

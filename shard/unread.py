@@ -1,4 +1,4 @@
-"""Commands whose output nobody reads to the end, as with `| head`."""
+"""How commands end: in a line for what went wrong, and in none where nobody reads their output to the end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import select
 import sys
 from collections.abc import Callable
+
+from shard.errors import FeedlineError
 
 _STATUS = 141  # as a shell has it for a program that SIGPIPE ended
 
@@ -28,6 +30,22 @@ def unless_unread(command: Callable[[], int]) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # for what the interpreter still flushes
         return _STATUS
+
+
+def in_one_line(command: Callable[[], int]) -> int:
+    """Exit status of a command: as of `unless_unread`; 1 and its line for a `FeedlineError`, 130 for Ctrl-C."""
+
+    def caught() -> int:
+        try:
+            return command()
+        except FeedlineError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return unless_unread(caught)
 
 
 def _closed() -> bool:

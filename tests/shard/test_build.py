@@ -74,9 +74,10 @@ def test_a_killed_build_goes_on_and_ends_byte_identical(
 ) -> None:
     root = tmp_path / "data"
     arguments = ["build", str(images), str(root), "--shard-bytes", "40kB", "--workers", "2"]
-    child = subprocess.Popen([sys.executable, "-m", "shard", *arguments], start_new_session=True)
+    command = [sys.executable, "-m", "tests.shard.paused", str(finished), *arguments]
+    child = subprocess.Popen(command, start_new_session=True)
     while len(list(root.glob(".build/*.json"))) < finished:
-        assert child.poll() is None, "ended before it could be killed"
+        assert child.poll() is None
         time.sleep(0.002)
     child.kill()
     child.wait()
@@ -96,7 +97,7 @@ def test_ctrl_c_ends_cleanly_and_keeps_finished_shards(
 ) -> None:
     root = tmp_path / "data"
     arguments = ["build", str(images), str(root), "--shard-bytes", "40kB", "--workers", "1"]
-    command = [sys.executable, "-m", "shard", *arguments]
+    command = [sys.executable, "-m", "tests.shard.paused", "1", *arguments]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(root.glob(".build/*.json")):
         assert child.poll() is None

@@ -80,13 +80,15 @@ def test_an_interrupted_upload_shows_no_dataset_and_goes_on(
 ) -> None:
     arguments = ["build", str(images), url, "--shard-bytes", "40kB", "--workers", "2"]
     arguments += ["--staging", str(tmp_path / "staging")]
-    child = subprocess.Popen([sys.executable, "-m", "shard", *arguments], start_new_session=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.shard.paused", "4", *arguments], start_new_session=True
+    )
     fs = fsspec.filesystem("s3")
     while True:
         fs.invalidate_cache()
         if fs.exists(f"{url}/.build") and len(fs.ls(f"{url}/.build")) >= 4:
             break
-        assert child.poll() is None, "ended before it could be killed"
+        assert child.poll() is None
         time.sleep(0.01)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()

@@ -259,7 +259,8 @@ def test_ranks_that_do_not_meet_end_and_say_who_is_absent(
         wait_for(left)
     assert left == [1]
     assert message in capsys.readouterr().err
-    with Joining(store, 0, 4, 0.01, leave=left.append):
-        pass
-    time.sleep(0.05)
+    with Joining(store, 0, 4, 3600, leave=left.append):
+        (clock,) = (t for t in threading.enumerate() if isinstance(t, threading.Timer) and t.interval == 3600)
+    clock.join(20)
+    assert not clock.is_alive(), "goes on although the ranks have met"
     assert left == [1]

@@ -1,0 +1,24 @@
+"""`python -m tests.shard.paused SHARDS build …`: the command of `shard`, standing still after some shards.
+
+Until a signal comes: a small build would now and then be over before it.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from shard.__main__ import main
+from shard.execute import Workers
+
+if __name__ == "__main__":
+    shards, real = int(sys.argv[1]), Workers.unordered
+
+    def unordered(*arguments: Any) -> Iterator[tuple[Any, Any]]:
+        for finished, found in enumerate(real(*arguments), 1):
+            if finished == shards:  # workers end what they have been given, a few shards more
+                signal.pause()
+            yield found
+
+    Workers.unordered = unordered  # type: ignore[assignment, method-assign]
+    sys.exit(main(sys.argv[2:]))
