@@ -7,6 +7,8 @@ from typing import Any, SupportsIndex
 
 from shard.errors import FeedlineError
 
+_MOST_EPOCHS = 2**64 - 1  # the order's keys have 64 bits for it
+
 
 class Position:
     """Epoch and samples consumed of it; who moves it ends the iteration that is under way.
@@ -29,7 +31,12 @@ class Position:
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`; does nothing if already in it, so that a resumed position is kept."""
+        """Go to the start of `epoch`; does nothing if already in it, so that a resumed position is kept.
+
+        Raises:
+            FeedlineError: not a whole number from 0 on.
+        """
+        epoch = _whole("set_epoch is given", epoch, _MOST_EPOCHS)
         if epoch != self.epoch:
             self._seek(epoch, 0)
 
@@ -63,7 +70,11 @@ class Position:
                     f"the saved loader state has {key} {state.get(key)!r}, this loader {mine!r}: "
                     "it can only continue on the same data in the same order"
                 )
-        self._seek(_whole(state, "epoch", 2**64 - 1), _whole(state, "samples_consumed", self.num_samples))
+        where = [
+            _whole(f"the saved loader state has {key}", state.get(key), most)
+            for key, most in (("epoch", _MOST_EPOCHS), ("samples_consumed", self.num_samples))
+        ]
+        self._seek(*where)
 
     def _require_newest(self, run: int) -> None:
         if run != self._run:
@@ -73,10 +84,7 @@ class Position:
             )
 
 
-def _whole(state: dict[str, Any], key: str, most: int) -> int:
-    value = state.get(key)
+def _whole(what: str, value: object, most: int) -> int:
     if not isinstance(value, SupportsIndex) or not 0 <= index(value) <= most:
-        raise FeedlineError(
-            f"the saved loader state has {key} {value!r}; it must be a whole number in 0 … {most}"
-        )
+        raise FeedlineError(f"{what} {value!r}; it must be a whole number in 0 … {most}")
     return index(value)

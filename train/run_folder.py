@@ -207,6 +207,22 @@ def require_same(path: Path, content: dict[str, Any], config: Config, dataset: D
         raise FeedlineError(f"{path} is of another configuration ({'; '.join(changed)}); {afresh}")
 
 
+def read_if_there(path: Path) -> dict[str, Any] | None:
+    """Content of a checkpoint; None: there is none.
+
+    Raises:
+        DamagedError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return checkpoint.load(path)
+    except DamagedError as error:
+        raise DamagedError(
+            f"{error}; put a whole copy in its place, or remove it to go on without it"
+        ) from error
+
+
 def _is_whole(path: Path) -> bool:
     try:
         checkpoint.verify(path)

@@ -8,7 +8,7 @@ import pytest
 
 from shard.errors import FeedlineError
 from train import checkpoint
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, read_if_there
 
 
 @pytest.fixture
@@ -89,6 +89,17 @@ def test_a_named_checkpoint_that_is_damaged_is_an_error(folder: RunFolder, tmp_p
     assert folder.find(str(other)) == other
     with pytest.raises(FeedlineError, match=r"other\.pt cannot be read"):
         checkpoint.load(other)
+
+
+def test_what_only_looks_at_a_run_says_what_to_do_with_a_damaged_checkpoint(folder: RunFolder) -> None:
+    assert read_if_there(folder.best) is None
+    checkpoint.save(folder.best, {"step": 10})
+    assert read_if_there(folder.best) == checkpoint.load(folder.best)
+    damage(folder.best)
+    with pytest.raises(
+        FeedlineError, match=r"best\.pt cannot be read.*; put a whole copy in its place, or remove it"
+    ):
+        read_if_there(folder.best)
 
 
 def test_never_means_never_at_the_first_start_only(

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from shard.errors import FeedlineError
-from train import checkpoint
 from train.config import Config, flat, load
 from train.evaluate import METRICS
 from train.flops import forward_flops
 from train.metrics import read_lines
 from train.model import make_model
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, read_if_there
 from train.summary import read as read_summary
 
 # Figures of an evaluation, by the metric that decides.
@@ -136,9 +135,9 @@ def _read(root: Path, name: str) -> Run:
     folder = RunFolder(root)
     config = load(folder.config)
     summary = read_summary(folder.summary)
-    best = checkpoint.load(folder.best) if folder.best.exists() else None
+    best = read_if_there(folder.best)
     # Of a finished run the summary tells how far it came.
-    newest = checkpoint.load(folder.last) if folder.last.exists() and not (summary and best) else best
+    newest = best if summary and best else (read_if_there(folder.last) or best)
     metric = None if newest is None else "map" if newest.get("multi_label") else "top1"
     lines = [line for line in read_lines(folder.metrics) if line.get("kind") == "train"]
     evaluation = best["last_eval"] if best is not None else {}

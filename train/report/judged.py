@@ -15,11 +15,10 @@ import pyarrow as pa
 from shard.dataset import Dataset, read_columns
 from shard.errors import FeedlineError
 from shard.names import readable
-from train import checkpoint
 from train.assess.files import FIGURES, MATRIX, PREDICTIONS
 from train.assess.per_class import Matrix
 from train.report.record import Record
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, read_if_there
 
 _SHOWN = ["id", "source", "label", "loss", "top5_labels", "top5_probabilities"]  # of a mistake
 
@@ -76,7 +75,7 @@ def find_judged(record: Record, most: int) -> Judged | None:
         most: mistakes that are read.
     """
     best = RunFolder(record.root).best
-    content = checkpoint.load(best) if best.exists() else {}
+    content = read_if_there(best) or {}
     wanted = {
         "split": record.config.input.eval_split,
         "flip_tta": record.config.evaluation.flip_tta,
