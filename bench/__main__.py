@@ -5,7 +5,7 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 unread."""
     try:
         # Here, because it imports torch, which takes seconds: Ctrl-C is no traceback then either.
         from bench.program import main as program

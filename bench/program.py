@@ -18,7 +18,7 @@ from bench.commands import (
     shuffle,
     throughput,
 )
-from shard.unread import in_one_line
+from shard.ending import in_one_line
 
 _COMMANDS = (
     throughput,

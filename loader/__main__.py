@@ -15,8 +15,8 @@ from loader.policies import parse_policy
 from loader.resolve import BACKENDS
 from loader.show import make_sheet, recipe_transform, save, spread
 from shard.dataset import Dataset
+from shard.ending import in_one_line
 from shard.errors import FeedlineError
-from shard.unread import in_one_line
 
 _CROPS: dict[str, Transform] = {
     "random-resized": RandomResizedCrop(),

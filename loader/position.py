@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 from shard.errors import FeedlineError
 
-_MOST_EPOCHS = 2**64 - 1  # the order's keys have 64 bits for it
+_LAST_EPOCH = 2**64 - 1  # the order's keys have 64 bits for it
 
 
 class Position:
@@ -36,7 +36,7 @@ class Position:
         Raises:
             FeedlineError: not a whole number from 0 on.
         """
-        epoch = _whole("set_epoch is given", epoch, _MOST_EPOCHS)
+        epoch = _whole("set_epoch is given", epoch, _LAST_EPOCH)
         if epoch != self.epoch:
             self._seek(epoch, 0)
 
@@ -72,7 +72,7 @@ class Position:
                 )
         where = [
             _whole(f"the saved loader state has {key}", state.get(key), most)
-            for key, most in (("epoch", _MOST_EPOCHS), ("samples_consumed", self.num_samples))
+            for key, most in (("epoch", _LAST_EPOCH), ("samples_consumed", self.num_samples))
         ]
         self._seek(*where)
 
@@ -84,7 +84,11 @@ class Position:
             )
 
 
-def _whole(what: str, value: object, most: int) -> int:
-    if not isinstance(value, SupportsIndex) or not 0 <= index(value) <= most:
+def _whole(what: str, value: Any, most: int) -> int:
+    try:
+        number = index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= most:
         raise FeedlineError(f"{what} {value!r}; it must be a whole number in 0 … {most}")
-    return index(value)
+    return number

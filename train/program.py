@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shard.dataset import Dataset
+from shard.ending import unless_unread
 from shard.errors import FeedlineError
-from shard.unread import unless_unread
 from train import checkpoint
 from train.build import length_of
 from train.cli import Options, UsageError, list_recipes, parse

@@ -219,7 +219,7 @@ def read_if_there(path: Path) -> dict[str, Any] | None:
         return checkpoint.load(path)
     except DamagedError as error:
         raise DamagedError(
-            f"{error}; put a whole copy in its place, or remove it to go on without it"
+            f"{error}; put a whole copy in its place, or remove it: it is then left out"
         ) from error
 
 

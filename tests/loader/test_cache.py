@@ -147,16 +147,18 @@ def test_processes_share_a_download_and_a_killed_one_leaves_nothing_locked(
 
 
 def test_a_download_that_was_killed_goes_on_where_it_stood(store: SlowServer, tmp_path: Path) -> None:
-    store.bytes_per_s = 40_000  # more than a second
+    store.bytes_per_s = 8_000  # six seconds
     context = multiprocessing.get_context("spawn")
     ready: multiprocessing.Queue[int] = context.Queue()
     cache = ShardCache(tmp_path / "cache")
     worker = context.Process(target=_acquire, args=(cache.folder, arguments(store, 2), False, ready))
     worker.start()
     while not any(part.stat().st_size for part in cache.folder.glob("*.part")):
+        assert worker.is_alive(), "ended before it could be killed"
         time.sleep(0.02)
     os.kill(worker.pid or 0, signal.SIGKILL)
     worker.join()
+    store.bytes_per_s = None
     (part,) = cache.folder.glob("*.part")
     there = part.stat().st_size
     assert 0 < there < SIZE

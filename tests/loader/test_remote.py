@@ -132,17 +132,29 @@ def test_a_small_cache_fetches_every_shard_once_an_epoch_per_node(
 
 
 def test_a_failing_look_ahead_does_not_end_the_epoch(
-    many: Dataset, server: SlowServer, tmp_path: Path
+    many: Dataset, server: SlowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = ShardCache(tmp_path, limit(many, 1.5), retry_s=0.3)
-    with Loader(server.url, "train", CROP, batch_size=8, shuffle=WINDOW, cache=cache) as loader:
-        list(loader)
-        for name in many.split("train").shards:  # gone, while the rest of the epoch is there
-            (tmp_path / f"{name}").unlink(missing_ok=True)
-        batches = iter(loader)
-        next(batches)
-        server.down = True
-        assert len(list(batches)) == 7
+    acquire = ShardCache.acquire
+    fetched, refused = set[str](), threading.Event()
+
+    def once(self: ShardCache, url: str, *about: Any, **options: Any) -> Any:
+        if url in fetched:
+            refused.set()
+            raise FeedlineError("the store is away")
+        fetched.add(url)
+        return acquire(self, url, *about, **options)
+
+    cache = ShardCache(tmp_path, limit(many, 0.5))
+    with Loader(server.url, "train", CROP, batch_size=8, cache=cache) as loader:
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardCache, "acquire", once)
+            batches = iter(loader)
+            for _ in range(7):
+                next(batches)
+            # There was no room to keep the first shard, with which the next epoch begins.
+            assert refused.wait(20)
+            assert len(list(batches)) == 1
+        assert len(list(loader)) == 8
 
 
 def test_closing_in_a_forked_child_leaves_the_parents_locks(

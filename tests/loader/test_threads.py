@@ -31,7 +31,7 @@ def test_results_and_exceptions_come_back() -> None:
 
 
 def test_closing_cancels_what_waits_and_does_not_wait_for_what_hangs() -> None:
-    pool = ThreadPool(1, "pool", 0.05)
+    pool = ThreadPool(1, "stuck", 0.05)
     release, begun = threading.Event(), threading.Event()
     running = pool.submit(lambda: (begun.set(), release.wait()))
     queued = pool.submit(time.sleep, 3600)

@@ -77,7 +77,7 @@ def test_a_killed_build_goes_on_and_ends_byte_identical(
     command = [sys.executable, "-m", "tests.shard.paused", str(finished), *arguments]
     child = subprocess.Popen(command, start_new_session=True)
     while len(list(root.glob(".build/*.json"))) < finished:
-        assert child.poll() is None
+        assert child.poll() is None, "ended before it stood still"
         time.sleep(0.002)
     child.kill()
     child.wait()
@@ -100,7 +100,7 @@ def test_ctrl_c_ends_cleanly_and_keeps_finished_shards(
     command = [sys.executable, "-m", "tests.shard.paused", "1", *arguments]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(root.glob(".build/*.json")):
-        assert child.poll() is None
+        assert child.poll() is None, "ended before it stood still"
         time.sleep(0.002)
     os.killpg(child.pid, signal.SIGINT)
     _, error = child.communicate()

@@ -88,7 +88,7 @@ def test_an_interrupted_upload_shows_no_dataset_and_goes_on(
         fs.invalidate_cache()
         if fs.exists(f"{url}/.build") and len(fs.ls(f"{url}/.build")) >= 4:
             break
-        assert child.poll() is None
+        assert child.poll() is None, "ended before it stood still"
         time.sleep(0.01)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()

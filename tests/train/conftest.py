@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 
 from shard.__main__ import main as shard_main
+from tests.ports import free_port
 from tests.train.judged import lively_run
 from train.__main__ import main
 from train.trained import Trained, load_trained
@@ -87,9 +87,7 @@ def start_ranks() -> Callable[[list[str], int], list[subprocess.Popen[bytes]]]:
     """Start the ranks of `python -m train` as torchrun does, but as our own children: they can be killed."""
 
     def start(flags: list[str], size: int) -> list[subprocess.Popen[bytes]]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         shared = {
             "WORLD_SIZE": size,
             "LOCAL_WORLD_SIZE": size,

@@ -238,12 +238,21 @@ def test_mistakes(runs: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "text"), [("summary.json", "[1]"), ("summary.json", ""), ("metrics.jsonl", '{"kind": "tr\n')]
+    ("file", "text"),
+    [
+        ("summary.json", "[1]"),
+        ("summary.json", ""),
+        ("metrics.jsonl", '{"kind": "tr\n'),
+        ("checkpoints/best.pt", "x"),
+        ("checkpoints/last.pt", "x"),
+    ],
 )
 def test_damage_is_one_line(tmp_path: Path, file: str, text: str) -> None:
     roots = [a_run(tmp_path / name, top1=50.0) for name in ("a", "b")]
+    if file == "checkpoints/last.pt":
+        (roots[1] / "summary.json").unlink()  # of a finished run it is not looked at
     (roots[1] / file).write_text(text)
-    with pytest.raises(FeedlineError, match=f"{roots[1] / file} .*; remove it"):
+    with pytest.raises(FeedlineError, match=f"{roots[1] / file} .*remove it"):
         compare(roots)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +21,7 @@ import torch
 from loader.order import Order
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from tests.ports import free_port
 from tests.train.chaos import children
 from train import checkpoint
 from train.__main__ import main
@@ -28,6 +29,7 @@ from train.config import load
 from train.distributed import World, connect
 from train.engine import Trainer
 from train.evaluate import Result
+from train.metrics import read_lines
 from train.run_folder import RunFolder
 from train.telemetry import MEASURED, LossWindow, StepRecord
 
@@ -46,8 +48,7 @@ def kill_after(run: Path, step: int, ranks: list[subprocess.Popen[bytes]]) -> No
     while reached < step:
         assert time.monotonic() < deadline
         assert all(r.poll() is None for r in ranks), "ended before it could be killed"
-        if path.exists() and path.read_text().endswith("\n"):
-            reached = metrics(run)[-1]["step"]
+        reached = max((line["step"] for line in read_lines(path)), default=0)
         time.sleep(0.002)
     for rank in ranks:
         rank.kill()
@@ -68,7 +69,8 @@ def test_two_ranks_killed_and_resumed(
     kill_after(killed, 24, start_ranks([*flags, "--run-dir", str(killed)], 2))
     at_kill = checkpoint.load(killed / "checkpoints" / "last.pt")
     (tmp_path / "at_kill.pt").write_bytes((killed / "checkpoints" / "last.pt").read_bytes())
-    assert 20 <= at_kill["step"] < 90, "killed too late to show anything"
+    # A step is in the metrics before its checkpoint is begun, and that waits for the one before, of step 20, alone.
+    assert 16 <= at_kill["step"] < 90, "killed too late to show anything"
     assert [r.wait() for r in start_ranks([*flags, "--run-dir", str(killed)], 2)] == [0, 0]
 
     # Bit-identical: weights, optimiser, generators, metrics.
@@ -146,9 +148,7 @@ def test_the_run_goes_on_with_a_node_fewer(flags: list[str], tmp_path: Path) -> 
     """Two agents of one rank each stand for two nodes; the second is killed with its rank, for good."""
     ids, run = tmp_path / "ids", tmp_path / "run"
     ids.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     torchrun = (
         "-m torch.distributed.run --nnodes 1:2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id fewer --max-restarts 3 "
         f"--rdzv-endpoint 127.0.0.1:{port} --rdzv-conf last_call_timeout=3"
@@ -204,5 +204,8 @@ def _listens(pid: int, port: int) -> bool:
         for row in Path(f"/proc/net/{file}").read_text().splitlines()[1:]
     ]
     inodes = {row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
-    names = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
-    return any(name == f"socket:[{inode}]" for name in names for inode in inodes)
+    names = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            names.add(os.readlink(descriptor))
+    return bool(names & {f"socket:[{inode}]" for inode in inodes})

@@ -155,6 +155,7 @@ def test_a_run_that_has_just_begun(reported: Path, tmp_path: Path) -> None:
     [
         ("config.yaml", None, "is no run folder"),
         ("metrics.jsonl", "[1]\n", "line 1 of"),
+        ("checkpoints/best.pt", "x", "put a whole copy in its place, or remove it: it is then left out"),
         ("summary.json", "{", "summary.json cannot be read"),
         ("summary.json", "[1]", "summary.json cannot be read"),
         ("eval/dataset-val-best/evaluation.json", "[]", "it holds a list; remove its folder"),

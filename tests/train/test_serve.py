@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.ports import free_port
 from tests.train.serving import FORM, Reply, Served, can_connect, encoded, form, hold, served, until, waiting
 from train.__main__ import main
 from train.commands.serve import main as serve_command
@@ -151,14 +152,14 @@ def test_a_full_queue(lively: Trained, photos: list[bytes]) -> None:
 
 
 def test_no_answer_in_time(lively: Trained, photos: list[bytes]) -> None:
-    with served(lively, Limits(timeout_s=0.2)) as server:
+    with served(lively, Limits(timeout_s=2)) as server:
         first = hold(server, photos[0])
         second = server.send(photos[1])
-        assert (second.status, second.said) == (504, {"detail": "no answer within 0.2 s"})
+        assert (second.status, second.said) == (504, {"detail": "no answer within 2 s"})
         assert first.result().status == 504
         health = server.send(path="/health", method="GET")
         assert health.status == 503
-        assert "computing for more than 0.2 s" in health.said["status"]
+        assert "computing for more than 2 s" in health.said["status"]
         server.gate.open.set()
         waiting(server, 0)
         assert server.gate.batches == [1], "nobody waited for the second one any more"
@@ -189,16 +190,15 @@ def test_a_network_that_fails(lively: Trained, photos: list[bytes], caplog: Any)
 
 
 def test_the_command_stops_at_a_signal(lively_dir: Path, photos: list[bytes], capsys: Any) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     said: list[int] = []
 
     def use() -> None:
         until(lambda: can_connect(port))
         server = Served(port, None, None, None, None)  # type: ignore[arg-type]
         said.append(server.send(photos[0]).status)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if said == [200]:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     client = threading.Thread(target=use)
     client.start()

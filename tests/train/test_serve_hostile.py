@@ -163,10 +163,11 @@ def test_slow_clients(lively: Trained, photos: list[bytes]) -> None:
     whole = request_of(photos[0])
     too_long = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n"
     parts = {b"": b"", whole[:20]: b"", whole[:-9]: b" 408 ", too_long: b" 413 ", whole: b" 200 "}
-    with served(lively, Limits(upload_timeout_s=0.3)) as server:
-        connections = [socket.create_connection(("127.0.0.1", server.port), 20) for _ in parts]
-        for connection, part in zip(connections, parts, strict=True):
-            connection.sendall(part)
+    with served(lively, Limits(upload_timeout_s=1)) as server:
+        connections = []
+        for part in parts:
+            connections.append(socket.create_connection(("127.0.0.1", server.port), 20))
+            connections[-1].sendall(part)  # at once: the time for a head has begun
         for connection, expected in zip(connections, parts.values(), strict=True):
             with connection:
                 got = b""
@@ -197,7 +198,7 @@ def test_who_does_not_read_the_answer_keeps_no_connection(lively: Trained, photo
         while True:
             connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
 
-    with served(lively, Limits(upload_timeout_s=0.3)) as server, socket.socket() as connection:
+    with served(lively, Limits(upload_timeout_s=1)) as server, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(20)
         connection.connect(("127.0.0.1", server.port))

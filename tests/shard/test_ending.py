@@ -1,10 +1,11 @@
-"""Commands whose output is closed before they have written all."""
+"""How commands end."""
 
 import os
 
 import pytest
 
-from shard.unread import unless_unread
+from shard.ending import in_one_line, unless_unread
+from shard.errors import FeedlineError
 
 
 def test_a_closed_output_is_141_and_another_broken_pipe_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +24,20 @@ def test_a_closed_output_is_141_and_another_broken_pipe_an_error(monkeypatch: py
             unless_unread(another)
         os.close(reader)
         assert unless_unread(work) == 141
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (FeedlineError("no such thing"), 1, "error: no such thing\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> int:
+        raise error
+
+    assert in_one_line(work) == status
+    assert capsys.readouterr() == ("", line)
