@@ -63,8 +63,8 @@ def compare(contest: Contest, device: torch.device, say: Callable[[str], None]) 
         The record, JSON-able: see docs/benchmarks.md.
 
     Raises:
-        FeedlineError: an unknown peer or policy, no such dataset, a dataset smaller than a batch, or ours does not
-            work.
+        FeedlineError: an unknown peer or policy, no such dataset, a dataset smaller than a batch or of too few shards,
+            or ours does not work.
     """
     for name in contest.only:
         entry(name)
@@ -75,6 +75,12 @@ def compare(contest: Contest, device: torch.device, say: Callable[[str], None]) 
         raise FeedlineError(
             f"{contest.data} has {samples} images in split {contest.split}, less than a batch of "
             f"{contest.batch_size}; take a smaller --batch-size"
+        )
+    if "webdataset" in contest.only and len(split.shards) < contest.threads:
+        raise FeedlineError(
+            f"split {contest.split} of {contest.data} has {len(split.shards)} shards, fewer than --threads "
+            f"{contest.threads}, and webdataset deals whole ones to its workers: build with a smaller --shard-bytes, "
+            "or leave webdataset out (--only)"
         )
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="feedline-peers-")))
