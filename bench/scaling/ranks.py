@@ -186,7 +186,10 @@ def _train(job: Job, group: _Group) -> tuple[float, int]:
 
 
 def _all_reduces(job: Job, ranks: Ranks) -> list[Measured]:
-    """Median seconds of all-reduces of several sizes, in turn, for every count with several ranks."""
+    """Median seconds of all-reduces of several sizes, in turn, for every count with several ranks.
+
+    The turns go up and down the sizes: a small message just after the largest one takes several times as long.
+    """
     found: list[Measured] = []
     for count in job.counts:
         if count * job.unit < 2:
@@ -197,7 +200,10 @@ def _all_reduces(job: Job, ranks: Ranks) -> list[Measured]:
             messages = {size: torch.zeros(size // 4, device=group.world.device) for size in SIZES}
             for message in messages.values():
                 _all_reduce_s(message)  # the first one connects
-            rounds = [{size: _all_reduce_s(messages[size]) for size in SIZES} for _ in range(_ALL_REDUCES)]
+            rounds = [
+                {size: _all_reduce_s(messages[size]) for size in (SIZES if number % 2 else reversed(SIZES))}
+                for number in range(_ALL_REDUCES)
+            ]
             found += [Measured(group.size, size, median(one[size] for one in rounds)) for size in SIZES]
     return found
 
