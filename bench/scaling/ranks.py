@@ -37,7 +37,7 @@ SIZES = tuple(2**k for k in (12, 14, 16, 18, 20, 22, 24, 25))  # bytes: 4 KiB to
 PROGRESS = "scaling: "  # what a line of progress begins with
 _TIMEOUT = timedelta(seconds=300)
 _WARM_STEPS, _LEAST_STEPS, _DRAIN = 3, 4, 4
-_ALL_REDUCES = 11
+_ALL_REDUCES = 31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
