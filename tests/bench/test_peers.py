@@ -171,7 +171,7 @@ def test_the_command_measures_checks_and_lists(
         (["--only", "dali,nvjpeg"], "there is no peer 'nvjpeg'; choose out of feedline, dali"),
         (["--batch-size", "64"], "has 63 images in split train, less than a batch of 64"),
         (
-            ["--threads", "60"],
+            ["--threads", "60", "--batch-size", "8"],
             "shards, fewer than --threads 60, and webdataset deals whole ones to its workers",
         ),
         (["--augment", "blur"], "augmentation policy is 'blur'"),
