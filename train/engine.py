@@ -202,7 +202,9 @@ class Trainer:
         every, step = self.config.save.checkpoint_every, self.state.step
         self.world.note_step(step)
         self.saver.check()
-        report = step % self.config.log_every == 0
+        # A small dataset's curves need points, too.
+        short = self.length.steps_per_epoch < self.config.log_every
+        report = step % self.config.log_every == 0 or (short and epoch_ends)
         save = every is not None and step % every == 0 and not epoch_ends  # the epoch's end saves anyway
         stop = self.stop.due()
         if not (report or save or stop):

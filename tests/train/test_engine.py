@@ -19,6 +19,7 @@ from loader.order import Order
 from train import checkpoint
 from train.__main__ import main
 from train.engine import Trainer
+from train.metrics import read_lines
 from train.telemetry import MEASURED, LossWindow, StepRecord
 
 
@@ -101,6 +102,12 @@ def test_run_folder_of_a_training(
     assert main(["--config", str(run / "config.yaml"), "--run-dir", str(tmp_path / "again")]) == 0
     assert same(weights(run), weights(tmp_path / "again"))
     assert metrics(run) == metrics(tmp_path / "again")
+
+
+def test_short_epochs_end_with_a_line_of_metrics(flags: list[str], tmp_path: Path) -> None:
+    assert main([*flags, "--log-every", "16", "--run-dir", str(tmp_path)]) == 0  # an epoch has 15 steps
+    lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 15), (2, 16), (2, 30), (3, 32), (3, 45)]
 
 
 def test_checkpoint_keys_are_the_bare_models(flags: list[str], tmp_path: Path) -> None:
