@@ -57,7 +57,7 @@ class Config:
     synthetic: bool = False
     """One batch of noise that stays on the device: the upper bound of images/s. No evaluation, no checkpoint."""
     log_every: int = 50
-    """Steps between two lines of metrics; an epoch that has fewer ends with one."""
+    """Steps between two lines of metrics; where an epoch has fewer, each ends with one instead."""
     input: InputConfig = field(default_factory=InputConfig)
     resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -202,9 +202,9 @@ class Trainer:
         every, step = self.config.save.checkpoint_every, self.state.step
         self.world.note_step(step)
         self.saver.check()
-        # A small dataset's curves need points, too.
-        short = self.length.steps_per_epoch < self.config.log_every
-        report = step % self.config.log_every == 0 or (short and epoch_ends)
+        # A small dataset's curves need points, too, and each line has to stand for as many steps.
+        short = min(self.length.steps_per_epoch, self.length.steps) < self.config.log_every
+        report = epoch_ends if short else step % self.config.log_every == 0
         save = every is not None and step % every == 0 and not epoch_ends  # the epoch's end saves anyway
         stop = self.stop.due()
         if not (report or save or stop):

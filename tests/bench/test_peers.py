@@ -170,10 +170,6 @@ def test_the_command_measures_checks_and_lists(
     [
         (["--only", "dali,nvjpeg"], "there is no peer 'nvjpeg'; choose out of feedline, dali"),
         (["--batch-size", "64"], "has 63 images in split train, less than a batch of 64"),
-        (
-            ["--threads", "60", "--batch-size", "8"],
-            "shards, fewer than --threads 60, and webdataset deals whole ones to its workers",
-        ),
         (["--augment", "blur"], "augmentation policy is 'blur'"),
         (["--split", "test"], "has no split 'test'"),
         (["--seconds", "-1"], "--seconds is -1.0; it must be positive"),
@@ -201,6 +197,14 @@ def test_a_peer_that_fails_its_check_is_left_out(dataset: Dataset, monkeypatch: 
     assert [left["why"] for left in record["left_out"]] == ["peer timm failed", "peer ffcv failed"]
     assert record["peers"][1]["differences"] == ["detail 0.50 × ours"]
     assert _Stub.closed == ["timm", "ffcv", "dali", "feedline"]
+    record = compare(
+        replace(contest, threads=60, only=("webdataset", "dali")), torch.device("cpu"), lambda text: None
+    )
+    assert [peer["name"] for peer in record["peers"]] == ["feedline", "dali"]
+    (left,) = record["left_out"]
+    assert left["why"].startswith(
+        f"deals whole shards to its workers, and there are {record['settings']['shards']} for 60"
+    )
     with pytest.raises(FeedlineError, match="no more"):
         compare(replace(contest, size=7), torch.device("cpu"), lambda text: None)
 

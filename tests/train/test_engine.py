@@ -104,10 +104,19 @@ def test_run_folder_of_a_training(
     assert metrics(run) == metrics(tmp_path / "again")
 
 
-def test_short_epochs_end_with_a_line_of_metrics(flags: list[str], tmp_path: Path) -> None:
-    assert main([*flags, "--log-every", "16", "--run-dir", str(tmp_path)]) == 0  # an epoch has 15 steps
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--log-every", "16"], [(1, 15), (2, 30), (3, 45)]),  # an epoch has 15 steps
+        (["--log-every", "10", "--duration", "8st", "--warmup", "0ep"], [(1, 8)]),
+    ],
+)
+def test_short_epochs_end_with_a_line_of_metrics(
+    flags: list[str], tmp_path: Path, more: list[str], expected: list[tuple[int, int]]
+) -> None:
+    assert main([*flags, *more, "--run-dir", str(tmp_path)]) == 0
     lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
-    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 15), (2, 16), (2, 30), (3, 32), (3, 45)]
+    assert [(line["epoch"], line["step"]) for line in lines] == expected
 
 
 def test_checkpoint_keys_are_the_bare_models(flags: list[str], tmp_path: Path) -> None:

@@ -214,9 +214,8 @@ def test_a_process_that_waits_for_a_lost_rank_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "INTERVAL_S", 0.01)
-    monkeypatch.setattr(
-        Peers, "_watch_store", lambda self: None
-    )  # the store answers; its watch has a test of its own
+    # The store answers; its watch has a test of its own.
+    monkeypatch.setattr(Peers, "_watch_store", lambda self: None)
     store, left = Memory(), list[int]()
     other = Peers(store, 1, 2, 0.1)
     other.beat()
