@@ -72,6 +72,8 @@ class Trainer:
             stack.enter_context(self.loader)
             held_out = stack.enter_context(eval_loader(config.input, dataset, self.loader.batch_size, world))
             self.step = self._make_step(len(sizes(grow, config.input.size, self.length)), content is not None)
+            # A small dataset's curves need points, too, and each line has to stand for as many steps.
+            self._short_epochs = min(self.length.steps_per_epoch, self.length.steps) < config.log_every
             self.mixing = Mixing(config.mix, config.seed, self.length)
             self.thaw_step = self.length.of(config.freeze.freeze_for, "freeze_for")
             self.state.own_head = self.step.net.own_head
@@ -202,9 +204,7 @@ class Trainer:
         every, step = self.config.save.checkpoint_every, self.state.step
         self.world.note_step(step)
         self.saver.check()
-        # A small dataset's curves need points, too, and each line has to stand for as many steps.
-        short = min(self.length.steps_per_epoch, self.length.steps) < self.config.log_every
-        report = epoch_ends if short else step % self.config.log_every == 0
+        report = epoch_ends if self._short_epochs else step % self.config.log_every == 0
         save = every is not None and step % every == 0 and not epoch_ends  # the epoch's end saves anyway
         stop = self.stop.due()
         if not (report or save or stop):

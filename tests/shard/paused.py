@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 from shard.__main__ import main
 from shard.execute import Workers
@@ -22,5 +23,5 @@ if __name__ == "__main__":
                 sys.exit("no signal came")
             yield found
 
-    Workers.unordered = unordered  # type: ignore[assignment, method-assign]
-    sys.exit(main(sys.argv[2:]))
+    with mock.patch.object(Workers, "unordered", unordered):
+        sys.exit(main(sys.argv[2:]))
