@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,19 @@ def test_a_thousand_classes_stay_usable(reported: Path) -> None:
     assert len(html.encode()) < 2_000_000
     assert "Of 1,000 classes, these 20" in html
     assert "too sure of itself on the whole" in html
+
+
+def test_classes_without_images_have_no_scores(reported: Path) -> None:
+    record = read_record(reported)
+    html = page(
+        record, made_up(record, ["a", "b", "c"], np.array([[3, 1, 1], [1, 3, 0], [0, 0, 0]])), None, []
+    )
+    assert html.count('data-sort="-1.0">–</td>') == 3
+    assert re.search(
+        r"1 class \(–\) had no image to be tested on, and\s+counts as 0 % in the macro averages", html
+    )
+    html = page(record, made_up(record, ["a", "b"], np.array([[3, 1], [1, 3]])), None, [])
+    assert "no image to be tested on" not in html
 
 
 def test_names_for_people() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from train.page import Cell, Column, Table
 from train.report.judged import Judged
@@ -22,7 +23,7 @@ def by_class(judged: Judged, names: Sequence[str]) -> Table:
     rows = [
         [
             Cell(names[label]),
-            *(_percent(scores[key]) for key in ("precision", "recall", "f1")),
+            *_scores(scores, ("precision", "recall", "f1")),
             Cell(f"{scores['support']:,}", float(scores["support"])),
             Cell(names[taken[label]] if label in taken else ""),
             *([Cell(name)] if own else []),
@@ -44,7 +45,7 @@ def _by_class_of_several(judged: Judged, names: Sequence[str]) -> Table:
     rows = [
         [
             Cell(name),
-            *(_percent(scores[key]) for key in keys),
+            *_scores(scores, keys),
             Cell(f"{scores['support']:,}", float(scores["support"])),
         ]
         for name, scores in zip(names, judged.figures["classes"].values(), strict=True)
@@ -68,6 +69,11 @@ def averages(judged: Judged) -> Table:
         [Column("average", False), *(Column(head, True) for head in ("precision", "recall", "F1"))],
         rows,
     )
+
+
+def _scores(scores: dict[str, Any], keys: Sequence[str]) -> list[Cell]:
+    """Scores of a class; a dash where it had no image to be tested on, which zeros would not tell."""
+    return [_percent(scores[key]) if scores["support"] else Cell("–", -1.0) for key in keys]
 
 
 def _percent(share: float) -> Cell:

@@ -53,6 +53,7 @@ def page(record: Record, judged: Judged | None, dataset: Dataset | None, notes: 
         sizes=figures.sizes(judged) if judged and judged.matrix is not None else None,
         classes=class_tables.by_class(judged, names) if judged else None,
         averages=class_tables.averages(judged) if judged else None,
+        untested=sum(not scores["support"] for scores in judged.figures["classes"].values()) if judged else 0,
         pictures=pictures,
         history=figures.history(record),
         bad=figures.bad_samples(record),
