@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,20 @@ def test_report_and_json_say_the_same() -> None:
     text, values = report(found), json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert "top-1 60.00 % (" in text
     assert "left out: 2 samples" in text
+    assert "without a sample: 1 of 4 classes" in text
     rows = {line.split()[0]: line.split()[1:] for line in text.split("most confused")[0].splitlines() if line}
     assert rows["bee"] == ["0.4000", "0.6667", "0.5000", "3"]
     assert values["classes"]["bee"] == {"precision": 0.4, "recall": 2 / 3, "f1": 0.5, "support": 3}
     assert values["confused"][0] == {"true": "cat", "predicted": "bee", "samples": 2, "share": 2 / 3}
     assert values["averages"]["micro"]["f1"] == 0.6
     assert values["real"] is None
+
+
+def test_the_worst_of_many_classes_have_samples() -> None:
+    many = CLASSES + tuple(f"untested{i}" for i in range(30))
+    text = report(summarize(ten_samples(), many, shorter_side=np.full(10, 9), undecoded=0, seed=1))
+    assert "the 3 worst of 3 classes with samples" in text
+    assert not re.search(r"^(dog|untested)", text, re.MULTILINE)
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")

@@ -64,7 +64,15 @@ def test_six_samples_by_hand() -> None:
     text = report(found)
     assert "mAP 57.41 %, micro-F1 66.67 %" in text
     assert "samples average" in text
-    assert "1 of 3 classes have no sample here" in text
+    assert "without a sample: 1 of 3 classes" in text
+    many = replace(
+        found,
+        classes=tuple(map(str, range(31))),
+        precisions=[0.5] * 29 + [0.25, 0.0],
+        scores=[found.scores[0]] * 30 + [found.scores[2]],
+    )
+    worst = report(many).split("the 20 worst of 30 classes with samples")[1].splitlines()
+    assert worst[1].split()[:2] == ["29", "0.2500"]  # 30 has no sample
 
 
 def test_sure_samples_are_ranked_by_their_logits() -> None:

@@ -19,6 +19,7 @@ from train.assess.per_class import averages, scores_by_class
 from train.distributed import World
 from train.history import History
 from train.report import figures
+from train.report.class_tables import by_class
 from train.report.confusion import MOST
 from train.report.headline import headline
 from train.report.judged import Judged, Mistake, class_names
@@ -84,15 +85,29 @@ def test_a_thousand_classes_stay_usable(reported: Path) -> None:
 
 def test_classes_without_images_have_no_scores(reported: Path) -> None:
     record = read_record(reported)
-    html = page(
-        record, made_up(record, ["a", "b", "c"], np.array([[3, 1, 1], [1, 3, 0], [0, 0, 0]])), None, []
-    )
-    assert html.count('data-sort="-1.0">–</td>') == 3
-    assert re.search(
-        r"1 class \(–\) had no image to be tested on, and\s+counts as 0 % in the macro averages", html
-    )
+    judged = made_up(record, ["a", "b", "c", "d"], np.array([[3, 1, 1, 0], [1, 3, 0, 0], [0] * 4, [0] * 4]))
+    rows = by_class(judged, judged.classes).rows
+    assert [cell.text for cell in rows[1]] == ["b", "75.0 %", "75.0 %", "75.0 %", "4", "a"]
+    assert [cell.text for cell in rows[2]] == ["c", "", "", "", "0", ""]
+    assert rows[2][1].number is None  # then the page sorts it last, both ways
+    html = page(record, judged, None, [])
+    assert "c: right\nno image to be tested on" in html
+    assert re.search(r"2 classes have no score, [\w\s]+, and count as 0 % in the macro averages\.", html)
+    html = page(record, made_up(record, ["a", "b"], np.array([[3, 1], [0, 0]])), None, [])
+    assert re.search(r"1 class has no score, [\w\s]+, and counts as 0 % in", html)
     html = page(record, made_up(record, ["a", "b"], np.array([[3, 1], [1, 3]])), None, [])
-    assert "no image to be tested on" not in html
+    assert "no score" not in html
+
+
+def test_labels_without_images_have_no_scores(reported: Path) -> None:
+    judged = made_up(read_record(reported), ["a", "b"], np.array([[3, 0], [0, 0]]))
+    for scores in judged.figures["classes"].values():
+        scores["average_precision"] = 0.5
+    rows = by_class(replace(judged, matrix=None), judged.classes).rows
+    assert [[cell.text for cell in row] for row in rows] == [
+        ["a", "50.0 %", "100.0 %", "100.0 %", "100.0 %", "3"],
+        ["b", "", "", "", "", "0"],
+    ]
 
 
 def test_names_for_people() -> None:

@@ -218,7 +218,9 @@ def report(found: MultiLabelEvaluation, *, whole: bool = False) -> str:
         f"loss {found.loss:.4f}, {found.samples:,} samples",
     ]
     if empty := sum(one.support == 0 for one in found.scores):
-        lines.append(f"{empty} of {len(found.classes)} classes have no sample here, and count as 0 in mAP")
+        lines.append(
+            f"without a sample: {empty} of {len(found.classes)} classes; each counts as 0 in mAP and macro averages"
+        )
     if found.undecoded:
         lines.append(f"left out: {found.undecoded:,} samples that do not decode (see the warnings)")
     return "\n".join(lines) + f"\n\n{_classes(found, whole=whole)}\n"
@@ -228,8 +230,9 @@ def _classes(found: MultiLabelEvaluation, *, whole: bool) -> str:
     rows = list(zip(found.classes, found.precisions, found.scores, strict=True))
     title = "by class"
     if not whole and len(rows) > _MOST_CLASSES:
-        rows = sorted(rows, key=lambda row: row[1])[:_SHOWN]
-        title = f"the {_SHOWN} worst of {len(found.classes)} classes"
+        seen = [row for row in rows if row[2].support]
+        rows = sorted(seen, key=lambda row: row[1])[:_SHOWN]
+        title = f"the {len(rows)} worst of {len(seen)} classes with samples"
     cells = [(name, f"{ap:.4f}", *_numbers(scores)) for name, ap, scores in rows]
     cells += [(f"{name} average", "", *_numbers(scores)) for name, scores in found.averages.items()]
     return align([(title, "AP", "precision", "recall", "f1", "support"), *cells])

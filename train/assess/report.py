@@ -32,6 +32,10 @@ def _figures(found: Evaluation) -> str:
         f"{_interval(found.top5_interval)}",
         f"loss {found.loss:.4f}, expected calibration error {found.ece:.4f}, {found.samples:,} samples",
     ]
+    if empty := sum(one.support == 0 for one in found.scores):
+        lines.append(
+            f"without a sample: {empty} of {len(found.classes)} classes; each counts as 0 in the macro average"
+        )
     if found.undecoded:
         lines.append(f"left out: {found.undecoded:,} samples that do not decode (see the warnings)")
     if found.other is not None:
@@ -51,8 +55,9 @@ def _classes(found: Evaluation, *, whole: bool) -> str:
     rows = list(zip(found.classes, found.scores, strict=True))
     title = "by class"
     if not whole and len(rows) > _MOST_CLASSES:
-        rows = sorted(rows, key=lambda row: row[1].f1)[:_SHOWN]
-        title = f"the {_SHOWN} worst of {len(found.classes)} classes"
+        seen = [row for row in rows if row[1].support]
+        rows = sorted(seen, key=lambda row: row[1].f1)[:_SHOWN]
+        title = f"the {len(rows)} worst of {len(seen)} classes with samples"
     cells = [(name, *_numbers(scores)) for name, scores in rows]
     cells += [(f"{name} average", *_numbers(scores)) for name, scores in found.averages.items()]
     return align([(title, *_HEAD), *cells])

@@ -72,8 +72,8 @@ def averages(judged: Judged) -> Table:
 
 
 def _scores(scores: dict[str, Any], keys: Sequence[str]) -> list[Cell]:
-    """Scores of a class; a dash where it had no image to be tested on, which zeros would not tell."""
-    return [_percent(scores[key]) if scores["support"] else Cell("–", -1.0) for key in keys]
+    """Scores of a class; empty where it had no image to be tested on, which zeros would not tell."""
+    return [_percent(scores[key]) if scores["support"] else Cell("") for key in keys]
 
 
 def _percent(share: float) -> Cell:

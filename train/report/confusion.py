@@ -82,5 +82,6 @@ def _chosen(matrix: Matrix) -> list[int]:
 def _square(count: int, total: int, true: str, predicted: str, *, right: bool, numbered: bool) -> Square:
     share = count / total if total else 0.0
     what = f"{true}: right" if right else f"{true}, taken for {predicted}"
-    tip = f"{what}\n{count:,} of {total:,} images ({100 * share:.1f} %)"
+    seen = f"{count:,} of {total:,} images ({100 * share:.1f} %)" if total else "no image to be tested on"
+    tip = f"{what}\n{seen}"
     return Square(f"{count}" if numbered and count else "", tip, round(math.sqrt(share), 2), right)
