@@ -68,7 +68,10 @@ def weights_file(pretrained: Path) -> Path:
             "model.safetensors (as on the Hugging Face hub)"
         )
     if not pretrained.is_file():
-        raise FeedlineError(f"pretrained is {str(pretrained)!r}, which is not a file")
+        raise FeedlineError(
+            f"pretrained is {str(pretrained)!r}, which is not a file; give weights (.pt, .pth, .safetensors), a "
+            "folder, timm, or None to start from scratch"
+        )
     return pretrained
 
 

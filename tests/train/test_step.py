@@ -151,7 +151,7 @@ def test_pretrained_weights_load_and_another_head_is_left_out(
 
 
 def test_pretrained_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FeedlineError, match="not a file"):
+    with pytest.raises(FeedlineError, match=r"not a file; give weights .* None to start from scratch"):
         make_model(ModelConfig(arch="test_efficientnet", pretrained=tmp_path / "none.pt"), 4, CPU)
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pt")
     with pytest.raises(FeedlineError, match="does not fit the model"):
