@@ -27,6 +27,7 @@ class Entry:
         packages: distributions whose versions decide its speed, the peer itself first.
         policies: kinds of augmentation policy that it offers (first part of the name, such as "rand").
         operations: how many of the operations that RandAugment chooses are none (the identity), and of how many.
+        whole_shards: whether it deals whole shards to its workers, so that each needs one.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Entry:
     packages: tuple[str, ...]
     policies: tuple[str, ...] = ()
     operations: tuple[int, int] = (0, 1)
+    whole_shards: bool = False
 
     def versions(self) -> dict[str, str | None]:
         """Versions of its packages; None for what is not installed."""
@@ -75,7 +77,8 @@ PEERS: dict[str, Entry] = {
     ),
     "timm": Entry("timm create_loader", "timm_loader:TimmLoader", ("timm", "torchvision", "pillow"), ("rand", "3a")),
     "webdataset": Entry(
-        "webdataset", "web_dataset:WebDataset", ("webdataset", "torchvision", "pillow"), _VISION, _ONE_OF_14
+        "webdataset", "web_dataset:WebDataset", ("webdataset", "torchvision", "pillow"), _VISION, _ONE_OF_14,
+        whole_shards=True,
     ),
     "hf_datasets": Entry(
         "Hugging Face datasets", "hf_datasets:HuggingFace", ("datasets", "pyarrow", "torchvision", "pillow"),

@@ -157,7 +157,7 @@ class _Field:
         if augment is not None and augment.split("-")[0] not in found.policies:
             return f"has no {augment.split('-')[0]!r} augmentation of its own"
         shards, threads = len(self._job.open().shards), self._job.threads
-        if name == "webdataset" and shards < threads:
+        if found.whole_shards and shards < threads:
             return f"deals whole shards to its workers, and there are {shards} for {threads}: smaller --shard-bytes"
         return None
 

@@ -17,13 +17,12 @@ from shard.dataset import Split
 from train.assess.figures import RESAMPLES
 from train.assess.files import PREDICTIONS, REPORT, write_files, write_parquet
 from train.assess.per_class import Scores, scores_of
-from train.assess.report import align
+from train.assess.report import HEAD, align, numbers, shown_classes
 from train.assess.samples import gathered, require_finite
 from train.distributed import World
 from train.multi_label import THRESHOLD, average_precisions, binary_losses
 
 Bools = npt.NDArray[np.bool_]
-_MOST_CLASSES, _SHOWN = 30, 20  # on a terminal; with more, the worst
 _AVERAGES = ("micro", "macro", "weighted", "samples")
 
 
@@ -227,19 +226,10 @@ def report(found: MultiLabelEvaluation, *, whole: bool = False) -> str:
 
 
 def _classes(found: MultiLabelEvaluation, *, whole: bool) -> str:
-    rows = list(zip(found.classes, found.precisions, found.scores, strict=True))
-    title = "by class"
-    if not whole and len(rows) > _MOST_CLASSES:
-        seen = [row for row in rows if row[2].support]
-        rows = sorted(seen, key=lambda row: row[1])[:_SHOWN]
-        title = f"the {len(rows)} worst of {len(seen)} classes with samples"
-    cells = [(name, f"{ap:.4f}", *_numbers(scores)) for name, ap, scores in rows]
-    cells += [(f"{name} average", "", *_numbers(scores)) for name, scores in found.averages.items()]
-    return align([(title, "AP", "precision", "recall", "f1", "support"), *cells])
-
-
-def _numbers(one: Scores) -> tuple[str, ...]:
-    return f"{one.precision:.4f}", f"{one.recall:.4f}", f"{one.f1:.4f}", f"{one.support:,}"
+    title, shown = shown_classes(found.scores, found.precisions, whole=whole)
+    cells = [(found.classes[i], f"{found.precisions[i]:.4f}", *numbers(found.scores[i])) for i in shown]
+    cells += [(f"{name} average", "", *numbers(scores)) for name, scores in found.averages.items()]
+    return align([(title, "AP", *HEAD), *cells])
 
 
 def write(

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from train.assess.evaluation import Evaluation
 from train.assess.per_class import Scores
 
-_MOST_CLASSES = 30  # on a terminal; with more, the worst
-_SHOWN = 20
-_HEAD = ("precision", "recall", "f1", "support")
+HEAD = ("precision", "recall", "f1", "support")
+_MOST_CLASSES, _SHOWN = 30, 20  # on a terminal; with more, the worst
 
 
 def report(found: Evaluation, *, whole: bool = False) -> str:
@@ -52,18 +51,31 @@ def _interval(bounds: tuple[float, float]) -> str:
 
 
 def _classes(found: Evaluation, *, whole: bool) -> str:
-    rows = list(zip(found.classes, found.scores, strict=True))
-    title = "by class"
-    if not whole and len(rows) > _MOST_CLASSES:
-        seen = [row for row in rows if row[1].support]
-        rows = sorted(seen, key=lambda row: row[1].f1)[:_SHOWN]
-        title = f"the {len(rows)} worst of {len(seen)} classes with samples"
-    cells = [(name, *_numbers(scores)) for name, scores in rows]
-    cells += [(f"{name} average", *_numbers(scores)) for name, scores in found.averages.items()]
-    return align([(title, *_HEAD), *cells])
+    title, shown = shown_classes(found.scores, [one.f1 for one in found.scores], whole=whole)
+    cells = [(found.classes[i], *numbers(found.scores[i])) for i in shown]
+    cells += [(f"{name} average", *numbers(scores)) for name, scores in found.averages.items()]
+    return align([(title, *HEAD), *cells])
 
 
-def _numbers(scores: Scores) -> tuple[str, ...]:
+def shown_classes(
+    scores: Sequence[Scores], quality: Sequence[float], *, whole: bool
+) -> tuple[str, list[int]]:
+    """Which classes a table lists, by index, and its title: all, or the worst if these were too many.
+
+    Args:
+        scores: of each class.
+        quality: of each class, F1 or average precision.
+        whole: list all, however many.
+    """
+    if whole or len(scores) <= _MOST_CLASSES:
+        return "by class", list(range(len(scores)))
+    seen = [i for i, one in enumerate(scores) if one.support]
+    worst = sorted(seen, key=lambda i: quality[i])[:_SHOWN]
+    return f"the {len(worst)} worst of {len(seen)} classes with samples", worst
+
+
+def numbers(scores: Scores) -> tuple[str, ...]:
+    """Cells of a table under `HEAD`."""
     return f"{scores.precision:.4f}", f"{scores.recall:.4f}", f"{scores.f1:.4f}", f"{scores.support:,}"
 
 
