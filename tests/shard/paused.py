@@ -3,6 +3,7 @@
 Until a signal comes: a small build would now and then be over before it.
 """
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from shard.__main__ import main
 from shard.execute import Workers
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     shards, real = int(sys.argv[1]), Workers.unordered
 
     def unordered(*arguments: Any) -> Iterator[tuple[Any, Any]]:
