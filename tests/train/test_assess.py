@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,13 @@ def test_the_worst_of_many_classes_have_samples() -> None:
     text = report(summarize(ten_samples(), many, shorter_side=np.full(10, 9), undecoded=0, seed=1))
     assert "the 3 worst of 3 classes with samples" in text
     assert not re.search(r"^(dog|untested)", text, re.MULTILINE)
+
+
+def test_a_report_of_other_classes_than_its_scores_is_an_error() -> None:
+    found = ten()
+    for classes in (found.classes[:-1], (*found.classes, "eel")):
+        with pytest.raises(ValueError, match="zip"):
+            report(replace(found, classes=classes))
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")

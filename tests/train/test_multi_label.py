@@ -73,6 +73,9 @@ def test_six_samples_by_hand() -> None:
     )
     worst = report(many).split("the 20 worst of 30 classes with samples")[1].splitlines()
     assert worst[1].split()[:2] == ["29", "0.2500"]  # 30 has no sample
+    for short in (replace(many, classes=many.classes[:-1]), replace(many, precisions=many.precisions[:-1])):
+        with pytest.raises(ValueError, match="zip"):
+            report(short)
 
 
 def test_sure_samples_are_ranked_by_their_logits() -> None:

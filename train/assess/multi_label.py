@@ -227,7 +227,9 @@ def report(found: MultiLabelEvaluation, *, whole: bool = False) -> str:
 
 def _classes(found: MultiLabelEvaluation, *, whole: bool) -> str:
     title, shown = shown_classes(found.scores, found.precisions, whole=whole)
-    cells = [(found.classes[i], f"{found.precisions[i]:.4f}", *numbers(found.scores[i])) for i in shown]
+    given = zip(found.classes, found.precisions, found.scores, strict=True)
+    rows = [(name, f"{ap:.4f}", *numbers(scores)) for name, ap, scores in given]
+    cells = [rows[i] for i in shown]
     cells += [(f"{name} average", "", *numbers(scores)) for name, scores in found.averages.items()]
     return align([(title, "AP", *HEAD), *cells])
 

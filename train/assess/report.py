@@ -52,7 +52,8 @@ def _interval(bounds: tuple[float, float]) -> str:
 
 def _classes(found: Evaluation, *, whole: bool) -> str:
     title, shown = shown_classes(found.scores, [one.f1 for one in found.scores], whole=whole)
-    cells = [(found.classes[i], *numbers(found.scores[i])) for i in shown]
+    rows = [(name, *numbers(scores)) for name, scores in zip(found.classes, found.scores, strict=True)]
+    cells = [rows[i] for i in shown]
     cells += [(f"{name} average", *numbers(scores)) for name, scores in found.averages.items()]
     return align([(title, *HEAD), *cells])
 
