@@ -32,7 +32,8 @@ def create_from_timm(arch: str, num_classes: int, arguments: dict[str, Any]) -> 
     known = known_to_timm(arch)
     where = None if known is None else known.to_dict()
     cached = where and _cached(where)
-    overlay = {"pretrained_cfg_overlay": {"file": cached}} if cached else {}
+    # custom_load is about the npz behind `url`; older timm (as 1.0.20) would read any file by it.
+    overlay = {"pretrained_cfg_overlay": {"file": cached, "custom_load": False}} if cached else {}
     try:
         if where and not cached:
             _require_reachable(where)
@@ -48,10 +49,10 @@ def create_from_timm(arch: str, num_classes: int, arguments: dict[str, Any]) -> 
 
 def _cached(where: dict[str, Any]) -> str | None:
     """Path of the weights in the hub's cache, from which no network is needed."""
-    if not where.get("hf_hub_id") or where.get("custom_load"):
-        return None
-    names = [where["hf_hub_filename"]] if where.get("hf_hub_filename") else _FILES
-    for name in names:
+    named = where.get("hf_hub_filename") or ""
+    if not where.get("hf_hub_id") or where.get("custom_load") == "hf" or named.endswith(".npz"):
+        return None  # none, or in a format of its own, which timm reads from the hub alone
+    for name in [named] if named else _FILES:
         found = try_to_load_from_cache(where["hf_hub_id"], name)
         if isinstance(found, str):
             return found

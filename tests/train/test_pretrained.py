@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
+from timm.models import _builder
 from torch import nn
 
 from shard.errors import FeedlineError
@@ -214,14 +216,38 @@ def test_without_network_one_line_says_how_to_bring_the_weights(
         create("resnet18.a1_in1k")
 
 
-def test_what_is_in_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = timm.create_model(ARCH, num_classes=1000).state_dict()
+@pytest.mark.parametrize(
+    ("arch", "model_args"),
+    # The second has custom_load: beside the hub timm knows an npz of it. One layer is enough.
+    [(ARCH, ""), ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "depth=1")],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_what_is_in_the_cache_needs_no_network(
+    arch: str, model_args: str, older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ModelConfig(arch=arch, model_args=model_args, pretrained=FROM_TIMM)
+    weights = timm.create_model(arch, num_classes=1000, **config.arguments()).state_dict()
     save_file(weights, tmp_path / "model.safetensors")
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *args: str(tmp_path / "model.safetensors"))
     monkeypatch.setattr(socket, "create_connection", None)
-    net = make_model(ModelConfig(arch=ARCH, pretrained=FROM_TIMM), 4, CPU, classes=NAMES)
-    assert torch.equal(net.model.get_parameter("conv_stem.weight"), weights["conv_stem.weight"])
+    if older:  # than the timm that reads a file which it is given without custom_load
+        monkeypatch.setattr(_builder, "_PRETRAINED_SOURCE_KEYS", (), raising=False)
+    net = make_model(config, 4, CPU, classes=NAMES)
+    mine = net.model.state_dict()
+    assert all(torch.equal(mine[name], weights[name]) for name in mine.keys() - head_parameters(net.model))
     assert not net.own_head
+
+
+@pytest.mark.parametrize("change", [{"custom_load": "hf"}, {"hf_hub_filename": "weights.npz"}])
+def test_what_timm_reads_from_the_hub_alone_is_not_given_as_a_file(
+    change: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = timm.get_pretrained_cfg(ARCH)
+    monkeypatch.setattr(hub, "known_to_timm", lambda arch: replace(known, **change))
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *args: str(tmp_path / "weights.npz"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FeedlineError, match="HF_HUB_OFFLINE is set"):
+        create(ARCH)
 
 
 def test_weights_that_there_are_not(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
