@@ -60,7 +60,7 @@ class ModelConfig:
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     mean: Color | None = None
     """Mean of red, green, blue, for pixels in 0 … 1; None: what the pretrained weights were trained with, as a
-    checkpoint of ours or timm says, else ImageNet's."""
+    checkpoint or an export of ours, or timm says, else ImageNet's."""
     std: Color | None = None
     """Standard deviation of red, green, blue; None: as the mean."""
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from loader.params import INTERPOLATIONS
 from shard.errors import FeedlineError
-from train import checkpoint
+from train import checkpoint, exported
 from train.checkpoint import DamagedError, verify
 from train.head import in_head
 from train.naming import nearest
@@ -76,19 +76,21 @@ def weights_file(pretrained: Path) -> Path:
 
 
 def own_input(arch: str, pretrained: Path) -> OwnInput:
-    """What the weights were trained on: as our checkpoint says, or config.json beside them, or timm of `arch`.
+    """What the weights were trained on: as our checkpoint or export, config.json beside them, or timm of `arch` says.
 
     Args:
         arch: timm's name, perhaps with a tag (resnet50.a1_in1k).
         pretrained: file, folder, or `FROM_TIMM`.
 
     Raises:
-        FeedlineError: there are no weights, or they are for images that are not square.
+        FeedlineError: there are no weights, they are for images that are not square, or our export is damaged.
     """
     if pretrained != FROM_TIMM:
         path = weights_file(pretrained)
         if ours := checkpoint.about(path):
             return _of_run(ours["config"], pretrained)
+        if ours := exported.images(path):
+            return _of_export(ours, pretrained)
         described = path.with_name("config.json")
         if pretrained.is_dir() and described.is_file():
             return _of_timm(_described(described), str(described))
@@ -135,6 +137,18 @@ def _of_run(config: dict[str, Any], pretrained: Path) -> OwnInput:
         eval_size=given["eval_size"],
         eval_resize=given["eval_resize"],
         interpolation=given["interpolation"],
+    )
+
+
+def _of_export(images: dict[str, Any], pretrained: Path) -> OwnInput:
+    return OwnInput(
+        source=str(pretrained),
+        mean=images["mean"],
+        std=images["std"],
+        size=images["crop"],  # an export is for evaluation, and does not know of another
+        eval_size=images["crop"],
+        eval_resize=images["resize"],
+        interpolation=images["interpolation"],
     )
 
 

@@ -12,7 +12,8 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
 from timm.models import _builder
 from torch import nn
@@ -20,6 +21,7 @@ from torch import nn
 from shard.errors import FeedlineError
 from tests.train.runs import MEAN, STD, make_run
 from train import hub
+from train.__main__ import main
 from train.head import head_parameters, put_mlp
 from train.model import ModelConfig, make_model, statistics
 from train.optim import OptimConfig, make_optimizer
@@ -160,6 +162,65 @@ def test_a_folder_of_the_hub_says_what_it_is_for(tmp_path: Path) -> None:
             own_input(ARCH, tmp_path)
     with pytest.raises(FeedlineError, match=r"a folder with neither checkpoints/best\.pt"):
         own_input(ARCH, tmp_path.parent)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of `export --format safetensors`, alone in its folder."""
+    run = make_run(tmp_path_factory.mktemp("run") / "run", ARCH, NAMES, 24)
+    path = tmp_path_factory.mktemp("export") / "model.safetensors"
+    words = f"export {run} --format safetensors --out {path} --synthetic --samples 7"
+    assert main(words.split()) == 0
+    return path
+
+
+def rewritten(path: Path, to: Path, change: dict[str, str | None]) -> Path:
+    """The file with other entries in its header; those that become None are left out."""
+    with safe_open(path, "pt") as file:
+        about = {**file.metadata(), **change}
+    save_file(load_file(path), to, {key: text for key, text in about.items() if text is not None})
+    return to
+
+
+def test_an_exported_file_says_what_it_is_for(exported: Path) -> None:
+    for path in (exported, exported.parent):
+        found = own_input(ARCH, path)
+        assert (found.source, found.mean, found.std) == (str(path), MEAN, STD)
+        assert (found.size, found.eval_size, found.eval_resize) == (24, 24, 27)
+        assert found.interpolation == "bilinear"
+    net = make_model(ModelConfig(arch=ARCH, pretrained=exported), 4, CPU)
+    mean, std = (torch.tensor(values) for values in (MEAN, STD))
+    torch.testing.assert_close(net.scale.flatten(), 1 / (255 * std))
+    torch.testing.assert_close(net.shift.flatten(), -mean / std)
+
+
+@pytest.mark.parametrize("missing", ["arch", "transform"])
+def test_any_other_file_is_for_what_timm_says(exported: Path, tmp_path: Path, missing: str) -> None:
+    path = rewritten(exported, tmp_path / "other.safetensors", {missing: None})
+    assert own_input(ARCH, path) == own_input(ARCH, FROM_TIMM)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "reason"),
+    [
+        ("mean", None, "has no mean"),
+        ("mean", "[0.5, 0.5", r"mean .* is '\[0\.5, 0\.5', not three numbers"),
+        ("mean", "[0.5, NaN, 0.5]", "not three numbers"),
+        ("std", "[0.5, 0.5, 0]", "std .*, not three positive numbers"),
+        ("transform", "[24, 27]", "transform .*, not an object of resize, crop"),
+        ("transform", '{"resize": 27, "crop": 24, "interpolation": "lanczos"}', r"\(bilinear or bicubic\)"),
+        ("transform", '{"resize": 27, "crop": 24.5, "interpolation": "bicubic"}', r"crop \(pixels\)"),
+    ],
+)
+def test_a_header_that_cannot_be_understood_is_one_line(
+    exported: Path, tmp_path: Path, key: str, text: str | None, reason: str
+) -> None:
+    path = rewritten(exported, tmp_path / "strange.safetensors", {key: text})
+    with pytest.raises(FeedlineError, match=reason) as caught:
+        own_input(ARCH, path)
+    assert f"the header of {path}" in str(caught.value)
+    assert str(caught.value).endswith("; export the run again")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_tag_that_timm_does_not_have_is_one_line() -> None:
