@@ -32,7 +32,7 @@ def create_from_timm(arch: str, num_classes: int, arguments: dict[str, Any]) -> 
     known = known_to_timm(arch)
     where = None if known is None else known.to_dict()
     cached = where and _cached(where)
-    # custom_load is about the npz behind `url`; older timm (as 1.0.20) would read any file by it.
+    # custom_load is about the npz behind `url`, and an older timm would read any file by it.
     overlay = {"pretrained_cfg_overlay": {"file": cached, "custom_load": False}} if cached else {}
     try:
         if where and not cached:
