@@ -167,7 +167,8 @@ def fetch(url: str, to: Path) -> Path:
     aside = to.with_name(f"{to.name}.{os.uname().nodename}.{os.getpid()}.part")
     try:
         with storage_errors("read", url):
-            compression = infer_compression(path_of(url))
+            name = path_of(url)
+            compression = "gzip" if name.lower().endswith(".tgz") else infer_compression(name)
             with fsspec.open(url, "rb", compression=compression) as source, aside.open("wb") as file:
                 shutil.copyfileobj(source, file, _CHUNK)
                 expected = getattr(

@@ -254,11 +254,12 @@ def test_shards_of_others(tmp_path: Path) -> None:
     ]
     make_tar(tmp_path / "plain.tar", members)
     make_tar(tmp_path / "packed.tar.gz", members, "w:gz")
+    make_tar(tmp_path / "packed.tgz", members, "w:gz")
     make_tar(tmp_path / "texts.tar", members[-1:])
     (tmp_path / "cut.tar").write_bytes((tmp_path / "plain.tar").read_bytes()[:3000])
     (tmp_path / "text.tar").write_text("no tar")
     names = ["a/1.left.jpg", "a/1.right.PNG", "b"]
-    for shard in ("plain.tar", "packed.tar.gz"):
+    for shard in ("plain.tar", "packed.tar.gz", "packed.tgz"):
         wanted = [Given(f"{tmp_path}/{shard}/{name}", b"%d" % i) for i, name in enumerate(names, start=1)]
         assert every(tmp_path / shard) == wanted
     assert every(tmp_path / "pl*") == every(tmp_path / "plain.tar")
