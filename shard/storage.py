@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
+from fsspec.utils import infer_compression
 
 from shard.errors import FeedlineError
 
@@ -40,6 +41,11 @@ def location(name: str | Path) -> Path:
 def is_remote(path: Path) -> bool:
     """Whether it is a URL."""
     return "://" in str(path)
+
+
+def path_of(url: str) -> str:
+    """A URL without its query, such as the signature of a link that somebody was given."""
+    return url.partition("?")[0] if url.startswith(("http://", "https://")) else url
 
 
 @contextmanager
@@ -161,7 +167,9 @@ def fetch(url: str, to: Path) -> Path:
     aside = to.with_name(f"{to.name}.{os.uname().nodename}.{os.getpid()}.part")
     try:
         with storage_errors("read", url):
-            with fsspec.open(url, "rb", compression="infer") as source, aside.open("wb") as file:
+            name = path_of(url)
+            compression = "gzip" if name.lower().endswith(".tgz") else infer_compression(name)
+            with fsspec.open(url, "rb", compression=compression) as source, aside.open("wb") as file:
                 shutil.copyfileobj(source, file, _CHUNK)
                 expected = getattr(
                     source, "size", None

@@ -250,6 +250,21 @@ def test_imagenet_v2_and_own_labels(tmp_path: Path) -> None:
     assert (found.samples, found.top1) == (2, 50)
 
 
+def test_numbers_are_the_classes_that_are_named_by_them(tmp_path: Path) -> None:
+    classes = sorted(map(str, range(12)))  # as class folders are: 0, 1, 10, 11, 2, …
+    ten, two = classes.index("10"), classes.index("2")
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"a.png": 10, "b.png": [2, 11], "c.png": "10"}))
+    found = OtherLabels(own, classes).match(["a.png", "b.png", "c.png"])
+    assert found == [{ten}, {two, classes.index("11")}, {ten}]
+    real = tmp_path / "real.json"
+    real.write_text(json.dumps([[10], [2]]))
+    found = OtherLabels(real, classes).match([f"val/ILSVRC2012_val_{i:08d}.JPEG" for i in (1, 2)])
+    assert found == [{ten}, {two}]
+    named = OtherLabels(own, [*classes[:-1], "many"])  # not all of them are numbers: they are labels
+    assert named.match(["a.png"]) == [{10}]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -187,6 +187,20 @@ def test_links_with_a_query(dataset_dir: Path, tmp_path: Path, photos: list[byte
     assert other.reason.endswith("; an image's URL ends in .jpg or the like")
 
 
+def test_shards_with_a_query(tmp_path: Path) -> None:
+    make_tar(tmp_path / "0.tar", [("a.jpg", b"0")])
+    make_tar(tmp_path / "1.TAR.GZ", [("b.jpg", b"1")], "w:gz")
+    query = "?X-Amz-Date=20261129&X-Amz-Signature=0a1b"
+    with SlowServer(tmp_path) as server:
+        *found, missing = every(f"{server.url}/1.TAR.GZ{query}", f"{server.url}/{{0,2}}.tar{query}")
+        assert found == [
+            Given(f"{server.url}/1.TAR.GZ{query}/b", b"1"),
+            Given(f"{server.url}/0.tar{query}/a", b"0"),
+        ]
+        assert isinstance(missing, Bad)
+        assert (missing.name, missing.reason[:14]) == (f"{server.url}/2.tar{query}", "not found (404")
+
+
 def test_braces_that_do_not_match(tmp_path: Path) -> None:
     name = f"{tmp_path}/a-{{0..3.tar"
     assert every(name) == [Bad(name, "its braces { } do not match")]
@@ -240,11 +254,12 @@ def test_shards_of_others(tmp_path: Path) -> None:
     ]
     make_tar(tmp_path / "plain.tar", members)
     make_tar(tmp_path / "packed.tar.gz", members, "w:gz")
+    make_tar(tmp_path / "packed.tgz", members, "w:gz")
     make_tar(tmp_path / "texts.tar", members[-1:])
     (tmp_path / "cut.tar").write_bytes((tmp_path / "plain.tar").read_bytes()[:3000])
     (tmp_path / "text.tar").write_text("no tar")
     names = ["a/1.left.jpg", "a/1.right.PNG", "b"]
-    for shard in ("plain.tar", "packed.tar.gz"):
+    for shard in ("plain.tar", "packed.tar.gz", "packed.tgz"):
         wanted = [Given(f"{tmp_path}/{shard}/{name}", b"%d" % i) for i, name in enumerate(names, start=1)]
         assert every(tmp_path / shard) == wanted
     assert every(tmp_path / "pl*") == every(tmp_path / "plain.tar")

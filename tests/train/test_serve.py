@@ -189,6 +189,21 @@ def test_a_network_that_fails(lively: Trained, photos: list[bytes], caplog: Any)
         assert server.metric('feedline_requests_total{path="/predict",status="500"}') == 1
 
 
+def test_a_network_that_fails_again_and_again_is_not_healthy(lively: Trained, photos: list[bytes]) -> None:
+    with served(lively) as server:
+        server.gate.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+        for status in (200, 200, 503):
+            assert server.send(photos[0]).status == 500
+            # The client's mistake, which counts for nothing.
+            assert server.send(photos[0][:300]).status == 422
+            health = server.send(path="/health", method="GET")
+            assert health.status == status
+        assert health.said["status"].startswith("the last 3 batches have failed; ")
+        server.gate.error = None
+        assert server.send(photos[0]).status == 200
+        assert server.send(path="/health", method="GET").status == 200
+
+
 def test_the_command_stops_at_a_signal(lively_dir: Path, photos: list[bytes], capsys: Any) -> None:
     port = free_port()
     said: list[int] = []

@@ -199,6 +199,22 @@ def test_processes_share_the_trials(open_study: Open) -> None:
     assert other.take(5) is None  # it does not take what the first has
 
 
+def test_who_looks_is_in_nobodys_way(open_study: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = open_study(), open_study()
+    lock = other._lock
+    monkeypatch.setattr("train.sweep.study._BUSY_S", 0)
+
+    def meanwhile(number: int) -> int | None:
+        found = lock(number)
+        with pytest.raises(FeedlineError, match="another process has"):  # it would wait, for a minute
+            one.take(1)
+        return found
+
+    monkeypatch.setattr(other, "_lock", meanwhile)
+    assert not other.at_work(0)
+    assert taken(one.take(1)).number == 0
+
+
 def test_trials_of_a_killed_process_are_taken_over(open_study: Open) -> None:
     one, other, one_more = open_study(), open_study(), open_study()
     first, second = taken(one.take(5)), taken(one.take(5))

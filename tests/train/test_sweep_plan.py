@@ -53,6 +53,8 @@ def test_a_dimension_is_read_from_its_text(bounds: tuple[float, float], kind: st
         (["lrr=log(1e-4,1)"], r"lrr, and there is no such flag; did you mean '--lr'\?"),
         (["lr=log"], "has 'lr=log'; give NAME=log"),
         (["lr=log(1e-4,1"], "give NAME=log"),
+        ([""], "--search is empty; give NAME=log"),
+        ([" ", ""], "--search is empty; give NAME=log"),
         (["lr=normal(0,1)"], r"has lr=normal\(0,1\); give NAME=log"),
         (["lr=log(0,1)"], "above 0"),
         (["lr=uniform(1,1)"], "first number must be less"),

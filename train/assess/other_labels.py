@@ -51,8 +51,8 @@ class OtherLabels:
 
     Args:
         path: one of the files above.
-        classes: the network's class names; where all are ImageNet's synsets, numbers mean ImageNet's 1,000 in their
-            order, else the network's own.
+        classes: the network's class names. Where all are ImageNet's synsets, numbers mean ImageNet's 1,000 in their
+            order; where they are "0", "1", … themselves, the class of that name; else the network's own labels.
 
     Raises:
         FeedlineError: unreadable, of another form, or with classes that there are not.
@@ -146,7 +146,12 @@ class _Numbering:
         self._path = path
         self._names = {name: label for label, name in enumerate(classes)}
         synsets = ImageNetInfo("imagenet-1k").label_names()
-        self._numbered: Sequence[str] = synsets if set(classes) <= set(synsets) else classes
+        numbers = [str(i) for i in range(len(classes))]
+        self._numbered: Sequence[str] = classes
+        if set(classes) <= set(synsets):
+            self._numbered = synsets
+        elif set(classes) == set(numbers):  # folders sort as text: 0, 1, 10, 11, 2
+            self._numbered = numbers
         self._known = self._names.keys() | set(self._numbered)
 
     def labels(self, given: Any, name: int | str) -> Iterable[int]:

@@ -19,27 +19,22 @@ from shard.errors import FeedlineError
 from shard.sources.folders import IMAGE_SUFFIXES
 from shard.sources.tars import members
 from shard.sources.webdataset import SUFFIXES, key_of
-from shard.storage import fetch, storage_errors
+from shard.storage import fetch, path_of, storage_errors
 from train.predict.images import MAX_BYTES, Bad, Given, too_large, without_name
 
 
 def is_packed(name: str) -> bool:
     """Whether a name is one of shards or a dataset: a tar, a folder with a manifest, any URL but that of an image."""
-    if name.lower().endswith(SUFFIXES):
+    if path_of(name).lower().endswith(SUFFIXES):
         return True
     if "://" in name:
         return not path_of(name).lower().endswith(IMAGE_SUFFIXES)
     return os.path.exists(os.path.join(name, MANIFEST))
 
 
-def path_of(url: str) -> str:
-    """A URL without its query, such as the signature of a link that somebody was given."""
-    return url.partition("?")[0] if url.startswith(("http://", "https://")) else url
-
-
 def find_packed(name: str) -> Iterator[Given | Bad]:
     """Images of a dataset, or of shards: `{000..003}` and patterns stand for several of them."""
-    if name.lower().endswith(SUFFIXES):
+    if path_of(name).lower().endswith(SUFFIXES):
         for shard in _expand(name):
             yield from (shard,) if isinstance(shard, Bad) else _images(shard, _local(shard))
         return
@@ -72,7 +67,7 @@ def _expand(name: str) -> Iterator[str | Bad]:
 
 
 def _glob(pattern: str) -> list[str]:
-    if not glob.has_magic(pattern) or os.path.exists(pattern):
+    if not glob.has_magic(path_of(pattern)) or os.path.exists(pattern):
         return [pattern]
     if "://" not in pattern:
         return sorted(glob.glob(pattern, recursive=True))

@@ -30,6 +30,9 @@ _SIDEWAYS = "not turned upright as its camera noted, since the images of the run
 _PATHS = frozenset({"/", "/predict", "/health", "/metrics"})
 _LEAST_BUDGET = 1 << 28  # bytes of uploads at a time
 _BODIES = 4  # of the largest size, that there is room for at least
+# Batches in a row: one or two may have lacked memory for a moment, but after some errors of a GPU every batch fails
+# until the process starts anew.
+_FAILED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +130,8 @@ class Service:
             return "the thread that computes has ended"
         if since is not None and time.monotonic() - since > self.limits.timeout_s:
             return f"a batch has been computing for more than {self.limits.timeout_s:g} s"
+        if (failed := self.batcher.failed) >= _FAILED:
+            return f"the last {failed} batches have failed; the log says why, and starting the server anew may help"
         return ""
 
 

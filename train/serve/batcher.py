@@ -49,6 +49,7 @@ class Batcher(Generic[Given, Ready, Answer]):
 
     Attributes:
         running_since: when the present batch began, by `time.monotonic`; None between batches.
+        failed: how many batches in a row have failed, up to the latest.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Batcher(Generic[Given, Ready, Answer]):
         self._closing = False
         self._changed = threading.Condition()
         self.running_since: float | None = None
+        self.failed = 0
         self._pool = ThreadPool(threads, "feedline-serve-decode", _PATIENCE_S)
         self._thread = threading.Thread(target=self._loop, name="feedline-serve-model", daemon=True)
         self._thread.start()
@@ -170,8 +172,10 @@ class Batcher(Generic[Given, Ready, Answer]):
         try:
             answers = self._run([item.ready for item in batch])
         except Exception as error:  # noqa: BLE001  (handed to those who ask for the answers)
+            self.failed += 1
             for item in batch:
                 item.answer.set_exception(error)
         else:
+            self.failed = 0
             for item, answer in zip(batch, answers, strict=True):
                 item.answer.set_result(answer)

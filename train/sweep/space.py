@@ -92,7 +92,7 @@ def parse_search(words: Sequence[str], flags: Collection[str]) -> tuple[Dimensio
         flags: that the training has, without dashes.
 
     Raises:
-        FeedlineError: not of that form, an unknown flag, or an empty range; says which.
+        FeedlineError: nothing, not of that form, an unknown flag, or an empty range; says which.
     """
     found: dict[str, Dimension] = {}
     for word in words:
@@ -107,6 +107,8 @@ def parse_search(words: Sequence[str], flags: Collection[str]) -> tuple[Dimensio
             if flag in found:
                 raise FeedlineError(f"--search has {flag} twice; give each flag one range")
             found[flag] = _dimension(flag, kind, inside if inside is not None else bare, match[0].strip())
+    if not found:
+        raise FeedlineError(f"--search is empty; {_FORM}")
     return tuple(found.values())
 
 

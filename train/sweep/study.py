@@ -163,7 +163,7 @@ class Study:
             self._study.sampler = _sampler(len(self.plan.space), self._seed, len(trials))
             trial = self._study.ask()
             lock = self._lock(trial.number)
-            assert lock is not None  # nobody else has this number
+            assert lock is not None  # nobody else has this number, and `at_work` waits
             return self._held(trial, lock, set())
 
     def folder(self, number: int) -> Path:
@@ -172,9 +172,10 @@ class Study:
 
     def at_work(self, number: int) -> bool:
         """Whether a process, here or elsewhere, has the trial."""
-        lock = self._lock(number)
-        if lock is not None:
-            unlock(lock)
+        with _locked(self.root):  # whoever takes a trial must not find its lock in our hands
+            lock = self._lock(number)
+            if lock is not None:
+                unlock(lock)
         return lock is None
 
     def report(self, held: Held, epoch: int, value: float) -> bool:
