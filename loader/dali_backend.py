@@ -1,6 +1,8 @@
 """The DALI backend: one graph without any state in it, on the CPU or on a GPU.
 
-    encoded bytes → decoders.image_slice (only the window) → resize → slice (where shifted) → flip → operations
+    encoded bytes → decode → the window → resize → slice (where shifted) → flip → operations
+
+On the CPU only the window is decoded, by `decoders.image_slice`. On a GPU all of the image is, and the window cut out.
 
 Settings that make it agree with Pillow and torchvision: EXIF orientation is not applied, chroma is
 upsampled smoothly (libjpeg-turbo's default), and resizing is triangular or cubic with antialiasing.
@@ -249,10 +251,6 @@ def _inputs(work: _Work) -> tuple[Any, ...]:
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
 def _graph(inputs: deque[tuple[Any, ...]], kind: _Kind, hw_decoder_load: float | None) -> Any:
     """Describe the graph; `inputs` alone is captured, the pipeline must not keep the backend alive."""
-    gpu = hw_decoder_load is not None
-    decoder: dict[str, Any] = {"device": "cpu"}
-    if gpu:  # not affine: its threads stay on the cores of this rank, which were chosen for it
-        decoder = {"device": "mixed", "hw_decoder_load": hw_decoder_load, "affine": False}
     i32, f32 = types.INT32, types.FLOAT
     dtypes, ndims = [types.UINT8, i32, i32, f32, i32], [1, 1, 1, 1, 0]
     if kind.shifted:
@@ -266,22 +264,28 @@ def _graph(inputs: deque[tuple[Any, ...]], kind: _Kind, hw_decoder_load: float |
         dtype=[*dtypes, *[i32, f32] * layers],
         ndim=[*ndims, *[0, 1] * layers],
     )
-    images = fn.decoders.image_slice(
-        jpeg,
-        start=start,
-        shape=shape,
-        axis_names="HW",
-        output_type=types.RGB,
-        adjust_orientation=False,
-        jpeg_fancy_upsampling=True,
-        **decoder,
-    )
+    images = _window(jpeg, start, shape, hw_decoder_load)
     images = fn.resize(images, size=resized, interp_type=_INTERPOLATIONS[kind.interpolation], antialias=True)
     if kind.shifted:
         images = fn.slice(images, *rest[:2], axis_names="HW", out_of_bounds_policy="pad", fill_values=0)
         rest = rest[2:]
     images = fn.flip(images, horizontal=flip)
-    return apply_layers(images, rest, kind.choices, gpu)
+    return apply_layers(images, rest, kind.choices, gpu=hw_decoder_load is not None)
+
+
+def _window(jpeg: Any, start: Any, shape: Any, hw_decoder_load: float | None) -> Any:
+    decoding = {"output_type": types.RGB, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
+    where = {"start": start, "shape": shape, "axis_names": "HW"}
+    if hw_decoder_load is None:
+        return fn.decoders.image_slice(jpeg, **where, **decoding)
+    # Not image_slice: nvJPEG before 13.2, and no wheel for CUDA 12 has that, does not decode windows of images with
+    # subsampled chroma that is upsampled smoothly. nvImageCodec 0.9 then has the CPU decode them, without a word, and
+    # of the others it is said to crash on H100 (github.com/NVIDIA/nvImageCodec/issues/55).
+    # Not affine: its threads stay on the cores of this rank, which were chosen for it.
+    images = fn.decoders.image(
+        jpeg, device="mixed", hw_decoder_load=hw_decoder_load, affine=False, **decoding
+    )
+    return fn.slice(images, **where)
 
 
 def _brief(error: RuntimeError) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,6 +177,9 @@ def num_samples(config: InputConfig, dataset: Dataset) -> int:
 def first_images(config: InputConfig, dataset: Dataset, device: torch.device) -> torch.Tensor:
     """The first training images, at most 5,000, as they are: uint8 [N, H, W, 3]. The same on every rank."""
     count = min(5000, len(dataset.split(config.train_split)))
+    # Trying out the share of a GPU's decoding engine takes longer than one batch, and ranks may find different ones,
+    # whose pixels differ.
+    config = replace(config, hw_decoder_load=config.hw_decoder_load or 0.0)
     transform = ResizeCenterCrop(size=config.size, resize=config.size, interpolation=config.interpolation)
     alone = World(device=device)
     with rank_loader(config, dataset, config.train_split, transform, alone, batch_size=count) as loader:

@@ -20,7 +20,7 @@ from bench.peers.base import MEAN, STD, Job, Peer
 class DaliPlain(Peer):
     """See `Peer`."""
 
-    note = "decodes the window alone; shuffles through a buffer of 1,024"
+    note = "decodes the window alone (on a GPU all); shuffles through a buffer of 1,024"
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -55,14 +55,14 @@ def _graph(job: Job, tars: list[str]) -> Any:
         initial_fill=1024,
         name="reader",
     )
-    images = fn.decoders.image_random_crop(
-        jpeg,
-        device="mixed" if gpu else "cpu",
-        random_area=list(crop.scale),
-        random_aspect_ratio=list(crop.ratio),
-        output_type=types.RGB,
-    )
-    images = fn.resize(images, size=[crop.size, crop.size])
+    window: dict[str, Any] = {"random_area": list(crop.scale), "random_aspect_ratio": list(crop.ratio)}
+    size = [crop.size, crop.size]
+    if gpu:  # of the whole image: see `loader.dali_backend`, where windows are decoded on the CPU, or crash
+        images = fn.decoders.image(jpeg, device="mixed", output_type=types.RGB)
+        images = fn.random_resized_crop(images, size=size, **window)
+    else:
+        images = fn.decoders.image_random_crop(jpeg, output_type=types.RGB, **window)
+        images = fn.resize(images, size=size)
     mirror = fn.random.coin_flip(probability=crop.hflip)
     if job.augment is not None:
         n, magnitude = rand_augment(job.augment)

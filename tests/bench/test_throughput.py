@@ -54,7 +54,8 @@ def test_throughput_end_to_end(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.throughput.Isolated", Stub)
-    assert main(command(dataset, tmp_path / "out", "--model", "cifar_resnet9", "--peers")) == 0
+    flags = ["--model", "cifar_resnet9", "--peers", "--device", "cpu"]
+    assert main(command(dataset, tmp_path / "out", *flags)) == 0
     out = capsys.readouterr().out
     assert "limits" in out
     record = json.loads((tmp_path / "out" / "throughput.json").read_text())

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import fn
 from PIL import Image
 
-from loader import PadCrop, Params, RandomResizedCrop, ResizeCenterCrop, Transform
+from loader import PadCrop, Params, RandomResizedCrop, ResizeCenterCrop, Transform, dali_backend
 from loader.backend import Backend
 from loader.dali_backend import DaliBackend, _graph, _Kind, _Work
 from loader.ops import Op
@@ -212,6 +213,36 @@ def test_dali_takes_the_graph_of_a_gpu(shifted: bool, interpolation: str) -> Non
     kind = _Kind(shifted, interpolation, (every, every))
     made = _graph(deque(), kind, 0.5, batch_size=2, num_threads=1, device_id=0, exec_dynamic=True)
     assert made.device_id == 0
+
+
+@pytest.mark.parametrize(
+    "transform", [RandomResizedCrop(size=64), PadCrop(size=200, pad=12)], ids=["crop", "pad"]
+)
+def test_the_graph_of_a_gpu_cuts_the_same_windows(
+    images: list[bytes], monkeypatch: pytest.MonkeyPatch, transform: Transform
+) -> None:
+    """From whole images, which here the CPU decodes."""
+
+    def decode() -> torch.Tensor:
+        backend = DaliBackend(CPU, 2, N)
+        try:
+            return backend.submit(encode(images), params_of(transform, images), N)().images
+        finally:
+            backend.close()
+
+    def on_the_cpu(
+        jpeg: object, *, device: str, hw_decoder_load: float, affine: bool, **more: object
+    ) -> object:
+        assert (device, hw_decoder_load, affine) == ("mixed", 0.5, False)
+        return whole(jpeg, **more)
+
+    expected = decode()
+    window, whole = dali_backend._window, fn.decoders.image
+    monkeypatch.setattr(
+        dali_backend, "_window", lambda jpeg, start, shape, load: window(jpeg, start, shape, 0.5)
+    )
+    monkeypatch.setattr(fn.decoders, "image", on_the_cpu)
+    assert torch.equal(decode(), expected)
 
 
 def test_the_engines_share_is_not_found_out_with_a_single_image(
