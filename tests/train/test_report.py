@@ -120,7 +120,7 @@ def test_without_the_dataset_there_are_no_images_and_the_page_says_so(
     assert "could not be evaluated: /nowhere is no dataset" in (root / "report.html").read_text()
 
 
-def test_an_evaluation_of_an_earlier_checkpoint_or_another_split_does_not_count(
+def test_an_evaluation_of_another_checkpoint_or_another_split_does_not_count(
     reported: Path, tmp_path: Path
 ) -> None:
     root = shutil.copytree(reported, tmp_path / "run")
@@ -129,10 +129,13 @@ def test_an_evaluation_of_an_earlier_checkpoint_or_another_split_does_not_count(
     assert find_judged(read_record(root), 3) is not None
     for change in (
         {"epoch": 7}, {"split": "train"}, {"checkpoint": "x/last.pt"}, {"fingerprint": "other"}, {"flip_tta": True},
-        {"averaged": not found["averaged"]},
+        {"averaged": not found["averaged"]}, {"own_checkpoint": False},
     ):  # fmt: skip
         file.write_text(json.dumps(found | change))
         assert find_judged(read_record(root), 3) is None
+    del found["own_checkpoint"]  # as older versions wrote it
+    file.write_text(json.dumps(found))
+    assert find_judged(read_record(root), 3) is not None
     file.write_text(json.dumps(found | {"epoch": 7}))
     shutil.rmtree(root / "checkpoints")  # it cannot be made again
     assert find_judged(read_record(root), 3) is not None
