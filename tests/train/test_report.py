@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.browser import Browser, chromium, opened, parse
 from train.__main__ import main
+from train.config import save
 from train.report.judged import find_judged
 from train.report.record import read_record
 
@@ -118,6 +120,34 @@ def test_without_the_dataset_there_are_no_images_and_the_page_says_so(
     shutil.rmtree(root / "eval")
     assert main(["report", str(root), "--data", "/nowhere"]) == 0
     assert "could not be evaluated: /nowhere is no dataset" in (root / "report.html").read_text()
+
+
+def test_a_dataset_that_is_not_what_it_was_is_told_and_not_evaluated(
+    reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, data = shutil.copytree(reported, tmp_path / "run"), tmp_path / "rebuilt"
+    shutil.rmtree(root / "eval")
+    record = read_record(root)
+    assert record.config.data
+    shutil.copytree(record.config.data, data)
+    manifest = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(manifest | {"fingerprint": "another"}))
+    for given, reason in (
+        (["--data", str(data)], f"because {data} is another dataset than the run's."),
+        ([], f"because {data} is no longer what the run was trained on: give --data"),
+    ):
+        if not given:
+            save(replace(record.config, data=str(data)), root / "config.yaml")
+        capsys.readouterr()
+        assert main(["report", str(root), *given]) == 0
+        error = capsys.readouterr().err
+        assert error.startswith("warning: ")
+        assert reason in error
+        assert error.count("\n") == 1
+        html = (root / "report.html").read_text()
+        assert reason.replace("'", "&#39;") in html
+        assert "120 images" not in html
+        assert not (root / "eval").exists()
 
 
 def test_an_evaluation_of_another_checkpoint_or_another_split_does_not_count(
