@@ -157,8 +157,8 @@ class RunFolder:
         return path
 
     def owns(self, path: Path) -> bool:
-        """Whether the checkpoint `path` is this folder's."""
-        return path.resolve().parent == self.checkpoints.resolve()
+        """Whether the checkpoint `path` is this folder's; it may be a link to where there is more room."""
+        return self.checkpoints.resolve() in (path.resolve().parent, path.parent.resolve())
 
     def _has_checkpoint(self) -> bool:
         return self.last.exists() or bool(self.earlier())

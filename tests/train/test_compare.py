@@ -193,8 +193,10 @@ def test_significance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "train eval" not in out
 
 
-@pytest.mark.parametrize("change", [{"epoch": 2}, {"flip_tta": True}, {"averaged": False}])
-def test_an_evaluation_of_an_earlier_checkpoint_or_in_another_way_does_not_count(
+@pytest.mark.parametrize(
+    "change", [{"epoch": 2}, {"flip_tta": True}, {"averaged": False}, {"own_checkpoint": False}]
+)
+def test_an_evaluation_of_another_checkpoint_or_in_another_way_does_not_count(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
     roots = [a_run(tmp_path / name, top1=50.0) for name in ("a", "b")]

@@ -196,6 +196,19 @@ def test_default_folder_and_what_is_printed(run: Path, capsys: pytest.CaptureFix
     assert figures(run / "eval" / "dataset-val-best-mirrored")["flip_tta"]
 
 
+def test_another_runs_checkpoint_does_not_take_the_place_of_the_runs_own(
+    dataset_dir: Path, tmp_path: Path
+) -> None:
+    mine, other = (lively_run(tmp_path / name, dataset_dir) for name in ("a", "b"))
+    stored = tmp_path / "elsewhere.pt"
+    (mine / "checkpoints" / "best.pt").rename(stored)
+    (mine / "checkpoints" / "best.pt").symlink_to(stored)  # it stays the run's
+    for flags in ([], ["--checkpoint", str(other / "checkpoints" / "best.pt")]):
+        assert main(["eval", str(mine), "--device", "cpu", *flags]) == 0
+    own = {path.name: figures(path)["own_checkpoint"] for path in (mine / "eval").iterdir()}
+    assert own == {"dataset-val-best": True, "dataset-val-best-of-b": False}
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

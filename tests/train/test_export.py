@@ -178,6 +178,36 @@ def test_timm_takes_the_folder(
     torch.testing.assert_close(theirs, pixels, rtol=0, atol=1.01 / 255)
 
 
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ({".git/HEAD": "main", "README.md": "Our card"}, ".git, README.md"),
+        ({"a": "", "b": "", "c": "", "d": ""}, "a, b, c, …"),
+        ({"config.json": '{"architecture": "resnet18"}'}, "config.json, model.safetensors"),
+    ],
+)
+def test_a_folder_is_replaced_if_it_holds_nothing_but_an_export(
+    run: Path, tmp_path: Path, others: dict[str, str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = exported(run, "timm", tmp_path, "--synthetic")
+    (folder / "model.safetensors").write_text("an earlier one")
+    exported(run, "timm", tmp_path, "--synthetic")
+    assert (folder / "model.safetensors").stat().st_size > 10_000
+    for name, text in others.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    before = contents(folder)
+    capsys.readouterr()
+    assert main(["export", str(run), "--format", "timm", "--out", str(folder), "--synthetic"]) == 1
+    said = capsys.readouterr().err
+    assert said == f"error: --out is {folder}, a folder with other things in it ({named}); give a new name\n"
+    assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_hugging_face_takes_the_folder(
     run: Path, tmp_path: Path, images: torch.Tensor, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

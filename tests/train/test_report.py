@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.browser import Browser, chromium, opened, parse
 from train.__main__ import main
+from train.config import save
 from train.report.judged import find_judged
 from train.report.record import read_record
 
@@ -120,7 +122,35 @@ def test_without_the_dataset_there_are_no_images_and_the_page_says_so(
     assert "could not be evaluated: /nowhere is no dataset" in (root / "report.html").read_text()
 
 
-def test_an_evaluation_of_an_earlier_checkpoint_or_another_split_does_not_count(
+def test_a_dataset_that_is_not_what_it_was_is_told_and_not_evaluated(
+    reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, data = shutil.copytree(reported, tmp_path / "run"), tmp_path / "rebuilt"
+    shutil.rmtree(root / "eval")
+    record = read_record(root)
+    assert record.config.data
+    shutil.copytree(record.config.data, data)
+    manifest = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(manifest | {"fingerprint": "another"}))
+    for given, reason in (
+        (["--data", str(data)], f"because {data} is another dataset than the run's."),
+        ([], f"because {data} is no longer what the run was trained on: give --data"),
+    ):
+        if not given:
+            save(replace(record.config, data=str(data)), root / "config.yaml")
+        capsys.readouterr()
+        assert main(["report", str(root), *given]) == 0
+        error = capsys.readouterr().err
+        assert error.startswith("warning: ")
+        assert reason in error
+        assert error.count("\n") == 1
+        html = (root / "report.html").read_text()
+        assert reason.replace("'", "&#39;") in html
+        assert "120 images" not in html
+        assert not (root / "eval").exists()
+
+
+def test_an_evaluation_of_another_checkpoint_or_another_split_does_not_count(
     reported: Path, tmp_path: Path
 ) -> None:
     root = shutil.copytree(reported, tmp_path / "run")
@@ -129,10 +159,13 @@ def test_an_evaluation_of_an_earlier_checkpoint_or_another_split_does_not_count(
     assert find_judged(read_record(root), 3) is not None
     for change in (
         {"epoch": 7}, {"split": "train"}, {"checkpoint": "x/last.pt"}, {"fingerprint": "other"}, {"flip_tta": True},
-        {"averaged": not found["averaged"]},
+        {"averaged": not found["averaged"]}, {"own_checkpoint": False},
     ):  # fmt: skip
         file.write_text(json.dumps(found | change))
         assert find_judged(read_record(root), 3) is None
+    del found["own_checkpoint"]  # as older versions wrote it
+    file.write_text(json.dumps(found))
+    assert find_judged(read_record(root), 3) is not None
     file.write_text(json.dumps(found | {"epoch": 7}))
     shutil.rmtree(root / "checkpoints")  # it cannot be made again
     assert find_judged(read_record(root), 3) is not None

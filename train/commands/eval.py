@@ -142,6 +142,7 @@ def _about(
     return {
         "run": str(trained.root),
         "checkpoint": str(trained.checkpoint),
+        "own_checkpoint": RunFolder(trained.root).owns(trained.checkpoint),
         "averaged": trained.averaged,
         "epoch": trained.epoch,
         "arch": trained.config.model.arch,
@@ -169,7 +170,11 @@ def _folder(options: argparse.Namespace, trained: Trained, dataset: Dataset, spl
         parts.append("plain")
     if options.flip_tta not in (None, trained.config.evaluation.flip_tta):
         parts.append("mirrored" if options.flip_tta else "unmirrored")
-    return RunFolder(trained.root).evaluations / "-".join(parts)
+    run = RunFolder(trained.root)
+    if not run.owns(trained.checkpoint):
+        where = trained.checkpoint.resolve().parent
+        parts += ["of", (where.parent if where.name == run.checkpoints.name else where).name]
+    return run.evaluations / "-".join(parts)
 
 
 def _parser() -> argparse.ArgumentParser:

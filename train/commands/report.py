@@ -15,11 +15,13 @@ from train.commands.options import require_folder, with_suffix
 from train.report.judged import Judged, find_judged
 from train.report.page import MOST_MISTAKES, page
 from train.report.record import Record, read_record
+from train.run_folder import RunFolder, read_if_there
 from train.whole import whole
 
 _DESCRIPTION = """Write a run as one HTML page that needs nothing else: how good it is, how it learnt, what it confuses,
 and its worst mistakes. The run's best checkpoint is evaluated first, as `python -m train eval RUN` does,
 unless that has been done. docs/after.md says more."""
+_MISSING = "There are no figures by class and no mistakes, because "
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,8 +31,14 @@ def main(argv: Sequence[str]) -> int:
         raise FeedlineError("report is one process: leave torchrun out (eval is for many)")
     record = read_record(require_folder(options.run))
     notes: list[str] = []
-    judged = _judged(record, options.data, notes)
+    judged = find_judged(record, MOST_MISTAKES) if record.best else None  # of none the headline tells
     dataset = _dataset(record, judged, options.data, notes)
+    if record.best and judged is None:
+        if dataset is not None and _is_another(dataset, record):
+            notes.append(_MISSING + _why(record, options.data))
+            dataset = None  # its images are not those that the run was trained on
+        else:
+            judged = _evaluated(record, options.data, notes)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     out = options.out or options.run / "report.html"
@@ -40,26 +48,32 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _judged(record: Record, data: str | None, notes: list[str]) -> Judged | None:
-    """The evaluation of the best checkpoint, made if there is none; None if it cannot be made, which `notes` tell."""
-    if record.best is None:
-        return None  # the headline tells
-    judged = find_judged(record, MOST_MISTAKES)
-    if judged is not None:
-        return judged
+def _is_another(dataset: Dataset, record: Record) -> bool:
+    """Whether the best checkpoint was trained on something else: an evaluation on this would not count."""
+    content = read_if_there(RunFolder(record.root).best) or {}
+    return bool(content.get("fingerprint", dataset.fingerprint) != dataset.fingerprint)
+
+
+def _why(record: Record, data: str | None) -> str:
+    if data is not None:
+        return f"{data} is another dataset than the run's."
+    return (
+        f"{record.config.data} is no longer what the run was trained on: give --data with a copy of what it was "
+        "(`python -m train eval` judges the run on what it is now)."
+    )
+
+
+def _evaluated(record: Record, data: str | None, notes: list[str]) -> Judged | None:
+    """An evaluation of the best checkpoint, made now; None if it cannot be made, which `notes` tell."""
     print("no evaluation of the best checkpoint yet: evaluating", file=sys.stderr)
     try:
         evaluation.main([str(record.root), *(["--data", data] if data else [])])
     except FeedlineError as error:
-        notes.append(
-            f"There are no figures by class and no mistakes, because the run could not be evaluated: {error}"
-        )
+        notes.append(f"{_MISSING}the run could not be evaluated: {error}")
         return None
     judged = find_judged(record, MOST_MISTAKES)
     if judged is None:
-        notes.append(
-            f"There are no figures by class and no mistakes, because {data} is another dataset than the run's."
-        )
+        notes.append(f"{_MISSING}the run has saved another best checkpoint meanwhile: report again.")
     return judged
 
 

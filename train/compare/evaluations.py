@@ -156,6 +156,7 @@ def _evaluations(run: Run) -> dict[Key, Evaluated]:
             how = figures["averaged"], figures["flip_tta"]  # mirrored images make any network better
             current = (Path(figures["checkpoint"]).name, figures["epoch"]) == ("best.pt", run.best_epoch)
             current = current and how == (run.averaged, run.config.evaluation.flip_tta)
+            current = current and figures.get("own_checkpoint", True)  # older ones do not say
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FeedlineError(
                 f"{path} cannot be read: {error!r}; remove its folder, or evaluate again"

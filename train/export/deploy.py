@@ -14,6 +14,7 @@ from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from train.export.about import describe
 from train.export.formats import FORMATS, Predict
+from train.export.timm_folder import not_exported
 from train.trained import Trained
 from train.whole import whole
 
@@ -68,8 +69,9 @@ def export(
         raise FeedlineError(
             f"--out is {path}, which is a {'folder' if path.is_dir() else 'file'}; give another name"
         )
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
-        raise FeedlineError(f"--out is {path}, a folder with other things in it; give a new name")
+    if path.is_dir() and (others := not_exported(path)):
+        names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+        raise FeedlineError(f"--out is {path}, a folder with other things in it ({names}); give a new name")
     # safetensors takes no other order, and a file has no use for it.
     trained = replace(trained, net=trained.net.to(memory_format=torch.contiguous_format))
     about = describe(trained, dataset)

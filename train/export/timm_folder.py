@@ -51,6 +51,16 @@ def write_timm(trained: Trained, about: dict[str, str], path: Path) -> None:
     (path / CONFIG).write_text(json.dumps(_config(trained, about), indent=2) + "\n", encoding="utf-8")
 
 
+def not_exported(path: Path) -> list[str]:
+    """Names in the folder `path` that no export has written: all, where its config.json is another program's."""
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    ours = (CONFIG, WEIGHTS) if isinstance(config, dict) and "feedline" in config else ()
+    return sorted(file.name for file in path.iterdir() if file.name not in ours)
+
+
 def save_weights(trained: Trained, metadata: dict[str, str], path: Path) -> None:
     """Write the bare model's weights as safetensors.
 

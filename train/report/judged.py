@@ -66,9 +66,9 @@ class Judged:
 def find_judged(record: Record, most: int) -> Judged | None:
     """The newest evaluation of the run's best checkpoint on its evaluation split; None: there is none.
 
-    One of an earlier best checkpoint does not count, nor one of another dataset whose split has the same name, nor one
-    that mirrored images or took weights otherwise than the run itself. Where the checkpoint itself is gone, the newest
-    will do.
+    One of an earlier best checkpoint or of another run's does not count, nor one of another dataset whose split has the
+    same name, nor one that mirrored images or took weights otherwise than the run itself. Where the checkpoint itself
+    is gone, the newest will do.
 
     Args:
         record: the run.
@@ -86,6 +86,7 @@ def find_judged(record: Record, most: int) -> Judged | None:
     for path in RunFolder(record.root).evaluations.glob(f"*/{FIGURES}"):
         about = _read_figures(path)
         of_best = Path(str(about.get("checkpoint"))).stem == best.stem
+        of_best = of_best and about.get("own_checkpoint", True)  # older ones do not say
         if of_best and all(about.get(key) == value for key, value in wanted.items()):
             found.append((path.stat().st_mtime_ns, path.parent))
     return read_judged(max(found)[1], most) if found else None
