@@ -24,7 +24,7 @@ from loader import (
 from loader.arguments import check_load, check_threads
 from loader.cache import ShardCache, default_cache
 from loader.policies import Policy
-from shard.dataset import Dataset
+from shard.dataset import Dataset, Split
 from shard.errors import FeedlineError
 from train.distributed import World
 
@@ -223,6 +223,20 @@ def train_loader(
     )
 
 
+def eval_split(config: InputConfig, dataset: Dataset) -> Split:
+    """The split that the run is evaluated on.
+
+    Raises:
+        FeedlineError: there is no such split, or its index is damaged.
+    """
+    try:
+        return dataset.split(config.eval_split)
+    except FeedlineError as error:
+        if config.eval_split in dataset.split_names:
+            raise
+        raise FeedlineError(f"{error}; or give another --eval-split") from None
+
+
 def eval_loader(config: InputConfig, dataset: Dataset, batch_size: int, world: World) -> Loader:
     """Loader of this rank's share of the evaluation split: every sample once, the last batch padded.
 
@@ -232,7 +246,7 @@ def eval_loader(config: InputConfig, dataset: Dataset, batch_size: int, world: W
         batch_size: most samples per rank and step.
         world: the ranks that share the split.
     """
-    split, share = config.eval_split, -(-len(dataset.split(config.eval_split)) // world.size)
+    split, share = config.eval_split, -(-len(eval_split(config, dataset)) // world.size)
     size = max(1, min(batch_size, share))
     return rank_loader(config, dataset, split, config.eval_transform(), world, batch_size=size)
 

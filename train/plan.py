@@ -22,7 +22,7 @@ from train.distributed import World
 from train.evaluate import augmented
 from train.flops import forward_flops
 from train.freeze import frozen_parameters
-from train.inputs import eval_loader, train_loader
+from train.inputs import eval_loader, eval_split, train_loader
 from train.memory import fits_in_budget, fits_on_gpu, largest, measure_memory
 from train.mix import Mixing
 from train.model import check_sizes, make_model
@@ -56,7 +56,7 @@ def check(config: Config, dataset: Dataset, world: World) -> str:
         FeedlineError: the first one.
     """
     length = length_of(config, dataset)
-    dataset.split(config.input.eval_split)
+    eval_split(config.input, dataset)
     step_kinds(config, length)
     Mixing(config.mix, config.seed, length)
     pretrained = None if config.model.pretrained == FROM_TIMM else config.model.pretrained

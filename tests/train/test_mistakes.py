@@ -105,7 +105,7 @@ COMBINATIONS = {
     "--precision fp16": "fp16.*needs a GPU",
     "--warmup-epochs 9": "warmup is '9ep' and cooldown '0ep', together longer than the duration '3ep'",
     "--train-split trian": "trian.*train",
-    "--eval-split test": "test.*val",
+    "--eval-split test": "test.*val; or give another --eval-split",
     "--arch cifar_resnet9 --pretrained timm": "cannot get timm's weights of 'cifar_resnet9': .*give --",
     "--arch test_vit": r"'test_vit' does not take images of 24 px \(--size\)",
     "--arch test_vit --model-args img_size=7": "'test_vit' does not take ",

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from shard.dataset import Dataset
 from tests.browser import Browser, chromium, opened, parse
 from train.__main__ import main
 from train.config import save
 from train.report.judged import find_judged
+from train.report.page import page
 from train.report.record import read_record
 
 
@@ -148,6 +150,21 @@ def test_a_dataset_that_is_not_what_it_was_is_told_and_not_evaluated(
         assert reason.replace("'", "&#39;") in html
         assert "120 images" not in html
         assert not (root / "eval").exists()
+
+
+def test_of_a_dataset_built_anew_since_the_evaluation_no_number_of_images_is_told(
+    reported: Path, tmp_path: Path
+) -> None:
+    record = read_record(reported)
+    assert record.config.data
+    judged, dataset = find_judged(record, 3), Dataset.open(record.config.data)
+    assert "120 images" in page(record, judged, dataset, [])
+    rebuilt = shutil.copytree(record.config.data, tmp_path / "rebuilt")
+    manifest = json.loads((rebuilt / "dataset.json").read_text())
+    (rebuilt / "dataset.json").write_text(json.dumps(manifest | {"fingerprint": "another"}))
+    html = page(record, judged, Dataset.open(rebuilt), [])
+    assert "120 images" not in html
+    assert "was trained" in html
 
 
 def test_an_evaluation_of_another_checkpoint_or_another_split_does_not_count(

@@ -37,9 +37,11 @@ def page(record: Record, judged: Judged | None, dataset: Dataset | None, notes: 
             )
         except FeedlineError as error:
             notes.append(f"The mistakes are shown without their images: {error}.")
+    # The same dataset built again may have other images than those that the run was trained on.
+    same = dataset and (not judged or dataset.fingerprint == judged.figures["fingerprint"])
     return template("train", "run.html").render(
         title=f"{record.root.resolve().name}: {record.config.model.arch}",
-        headline=headline(record, judged, dataset),
+        headline=headline(record, judged, dataset if same else None),
         facts=facts(record, judged),
         notes=notes,
         curves=figures.curves(record),
