@@ -156,6 +156,14 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _compression(url: str) -> str | None:
+    """By the path, or the end of the query, as in `…/get?file=train.tar.gz`."""
+    for name in (path_of(url), url):
+        if found := "gzip" if name.lower().endswith(".tgz") else infer_compression(name):
+            return str(found)
+    return None
+
+
 def fetch(url: str, to: Path) -> Path:
     """Copy a remote or compressed file to `to`, decompressed as its name says, unless it is there already.
 
@@ -167,9 +175,7 @@ def fetch(url: str, to: Path) -> Path:
     aside = to.with_name(f"{to.name}.{os.uname().nodename}.{os.getpid()}.part")
     try:
         with storage_errors("read", url):
-            name = path_of(url)
-            compression = "gzip" if name.lower().endswith(".tgz") else infer_compression(name)
-            with fsspec.open(url, "rb", compression=compression) as source, aside.open("wb") as file:
+            with fsspec.open(url, "rb", compression=_compression(url)) as source, aside.open("wb") as file:
                 shutil.copyfileobj(source, file, _CHUNK)
                 expected = getattr(
                     source, "size", None

@@ -1,4 +1,4 @@
-"""What a file that `python -m train export --format safetensors` wrote says of the images that it is for."""
+"""What a file that `python -m train export --format safetensors` wrote says of its images and classes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,28 @@ def images(path: Path) -> dict[str, Any]:
     Raises:
         FeedlineError: the header is ours, and something of it cannot be understood.
     """
+    about = _header(path)
+    if not about:
+        return {}
+    mean = _entry(path, about, "mean", _is_color, "three numbers")
+    std = _entry(path, about, "std", lambda std: _is_color(std) and min(std) > 0, "three positive numbers")
+    wanted = f"an object of resize, crop (pixels) and interpolation ({' or '.join(INTERPOLATIONS)})"
+    transform = _entry(path, about, "transform", _is_transform, wanted)
+    return {"mean": tuple(mean), "std": tuple(std), **transform}
+
+
+def classes(path: Path) -> list[str] | None:
+    """Names of what its head tells apart, by label; None of any other file.
+
+    Raises:
+        FeedlineError: the header is ours, and they cannot be understood.
+    """
+    about = _header(path)
+    found: list[str] | None = _entry(path, about, "classes", _is_names, "a list of names") if about else None
+    return found
+
+
+def _header(path: Path) -> dict[str, str]:
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -27,13 +49,7 @@ def images(path: Path) -> dict[str, Any]:
             about: dict[str, str] = file.metadata() or {}
     except (safetensors.SafetensorError, OSError):
         return {}  # who reads the weights says what is wrong
-    if not about.keys() >= {"arch", "transform"}:
-        return {}
-    mean = _entry(path, about, "mean", _is_color, "three numbers")
-    std = _entry(path, about, "std", lambda std: _is_color(std) and min(std) > 0, "three positive numbers")
-    wanted = f"an object of resize, crop (pixels) and interpolation ({' or '.join(INTERPOLATIONS)})"
-    transform = _entry(path, about, "transform", _is_transform, wanted)
-    return {"mean": tuple(mean), "std": tuple(std), **transform}
+    return about if about.keys() >= {"arch", "transform"} else {}
 
 
 def _entry(path: Path, about: dict[str, str], key: str, fits: Callable[[Any], bool], wanted: str) -> Any:
@@ -48,6 +64,10 @@ def _entry(path: Path, about: dict[str, str], key: str, fits: Callable[[Any], bo
             f"pretrained: {key} in the header of {path} is {about[key]!r}, not {wanted}; export the run again"
         )
     return value
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _is_color(value: Any) -> bool:

@@ -190,7 +190,7 @@ def load_pretrained(model: nn.Module, path: Path, classes: Sequence[str] | None 
     Args:
         model: whose weights they are.
         path: a file, or a folder that `weights_file` understands.
-        classes: what the model is to tell apart; compared with those of a checkpoint of ours, which knows them.
+        classes: what the model is to tell apart; compared with those of a run or an export of ours, which say them.
 
     Returns:
         Whether the head's weights were loaded.
@@ -200,7 +200,7 @@ def load_pretrained(model: nn.Module, path: Path, classes: Sequence[str] | None 
     """
     path = weights_file(path)
     weights, about = _read_weights(path), checkpoint.about(path)
-    theirs = about.get("classes")
+    theirs = about.get("classes") or exported.classes(path)
     mine = model.state_dict()
     head = {name for name in mine | weights if in_head(name, model)}
     given = head & weights.keys()

@@ -13,7 +13,7 @@ class Ours(Peer):
     """See `Peer`."""
 
     output = "uint8 NHWC"
-    note = "decodes the crop's window alone"
+    note = "decodes the crop's window alone (DALI on a GPU all)"
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)

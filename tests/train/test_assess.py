@@ -261,6 +261,8 @@ def test_numbers_are_the_classes_that_are_named_by_them(tmp_path: Path) -> None:
     real.write_text(json.dumps([[10], [2]]))
     found = OtherLabels(real, classes).match([f"val/ILSVRC2012_val_{i:08d}.JPEG" for i in (1, 2)])
     assert found == [{ten}, {two}]
+    from_one = sorted(map(str, range(1, 13)))
+    assert OtherLabels(own, from_one).match(["a.png"]) == [{from_one.index("10")}]
     named = OtherLabels(own, [*classes[:-1], "many"])  # not all of them are numbers: they are labels
     assert named.match(["a.png"]) == [{10}]
 
@@ -272,7 +274,7 @@ def test_numbers_are_the_classes_that_are_named_by_them(tmp_path: Path) -> None:
         ("[1, 2]", "in a form that is known"),
         ('"text"', "in a form that is known"),
         ('{"image_filenames": [["only one"]]}', "in a form that is known"),
-        ('{"a.jpg": 7}', "neither a class name nor a number in 0 … 1"),
+        ('{"a.jpg": 7}', r"neither a class name nor a class's number \(0 … 1\)"),
         ('{"a.jpg": true}', "neither a class name"),
         ('{"a.jpg": "wasp"}', "'wasp'"),
     ],

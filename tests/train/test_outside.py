@@ -197,6 +197,10 @@ def test_shards_with_a_query(tmp_path: Path) -> None:
             Given(f"{server.url}/1.TAR.GZ{query}/b", b"1"),
             Given(f"{server.url}/0.tar{query}/a", b"0"),
         ]
+        for shard, script in (("0.tar", "get?file=0.tar"), ("1.TAR.GZ", "get?file=1.tar.gz")):
+            (tmp_path / "get").write_bytes((tmp_path / shard).read_bytes())
+            (image,) = every(f"{server.url}/{script}")
+            assert isinstance(image, Given)
         assert isinstance(missing, Bad)
         assert (missing.name, missing.reason[:14]) == (f"{server.url}/2.tar{query}", "not found (404")
 

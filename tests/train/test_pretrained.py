@@ -25,7 +25,7 @@ from train.__main__ import main
 from train.head import head_parameters, put_mlp
 from train.model import ModelConfig, make_model, statistics
 from train.optim import OptimConfig, make_optimizer
-from train.pretrained import FROM_TIMM, has_timms_labels, own_input
+from train.pretrained import FROM_TIMM, has_timms_labels, load_pretrained, own_input
 
 ARCH, CPU = "test_efficientnet", torch.device("cpu")
 NAMES = ("ash", "beech", "fir", "oak")
@@ -192,6 +192,15 @@ def test_an_exported_file_says_what_it_is_for(exported: Path) -> None:
     mean, std = (torch.tensor(values) for values in (MEAN, STD))
     torch.testing.assert_close(net.scale.flatten(), 1 / (255 * std))
     torch.testing.assert_close(net.shift.flatten(), -mean / std)
+
+
+def test_an_exported_head_for_other_classes_is_left_out(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = timm.create_model(ARCH, num_classes=len(NAMES))
+    assert load_pretrained(model, exported, NAMES)
+    assert not load_pretrained(model, exported, NAMES[::-1])
+    assert "its head is for other classes and is left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["arch", "transform"])

@@ -52,7 +52,7 @@ class OtherLabels:
     Args:
         path: one of the files above.
         classes: the network's class names. Where all are ImageNet's synsets, numbers mean ImageNet's 1,000 in their
-            order; where they are "0", "1", … themselves, the class of that name; else the network's own labels.
+            order; where they are numbers themselves, the class of that name; else the network's own labels.
 
     Raises:
         FeedlineError: unreadable, of another form, or with classes that there are not.
@@ -146,13 +146,12 @@ class _Numbering:
         self._path = path
         self._names = {name: label for label, name in enumerate(classes)}
         synsets = ImageNetInfo("imagenet-1k").label_names()
-        numbers = [str(i) for i in range(len(classes))]
-        self._numbered: Sequence[str] = classes
+        self._numbered = dict(enumerate(classes))
         if set(classes) <= set(synsets):
-            self._numbered = synsets
-        elif set(classes) == set(numbers):  # folders sort as text: 0, 1, 10, 11, 2
-            self._numbered = numbers
-        self._known = self._names.keys() | set(self._numbered)
+            self._numbered = dict(enumerate(synsets))
+        elif all(name.isdecimal() and name == str(int(name)) for name in classes):
+            self._numbered = {int(name): name for name in classes}  # folders sort as text: 0, 1, 10, 11, 2
+        self._known = self._names.keys() | set(self._numbered.values())
 
     def labels(self, given: Any, name: int | str) -> Iterable[int]:
         """Labels of one entry; a class of ImageNet that the network does not have is never right.
@@ -161,12 +160,12 @@ class _Numbering:
             FeedlineError: no class.
         """
         for one in given if isinstance(given, list) else [given]:
-            if isinstance(one, int) and not isinstance(one, bool) and 0 <= one < len(self._numbered):
-                one = self._numbered[one]
+            if isinstance(one, int) and not isinstance(one, bool):
+                one = self._numbered.get(one, one)
             if not isinstance(one, str) or one not in self._known:
                 raise FeedlineError(
-                    f"{self._path}: the label of {name!r} is {one!r}, neither a class name nor a number in 0 … "
-                    f"{len(self._numbered) - 1}"
+                    f"{self._path}: the label of {name!r} is {one!r}, neither a class name nor a class's number "
+                    f"({min(self._numbered)} … {max(self._numbered)})"
                 )
             yield self._names.get(one, -1)
 

@@ -172,7 +172,7 @@ def _folder(options: argparse.Namespace, trained: Trained, dataset: Dataset, spl
         parts.append("mirrored" if options.flip_tta else "unmirrored")
     run = RunFolder(trained.root)
     if not run.owns(trained.checkpoint):
-        where = trained.checkpoint.resolve().parent
+        where = trained.checkpoint.parent.resolve()
         parts += ["of", (where.parent if where.name == run.checkpoints.name else where).name]
     return run.evaluations / "-".join(parts)
 

@@ -33,12 +33,12 @@ def main(argv: Sequence[str]) -> int:
     notes: list[str] = []
     judged = find_judged(record, MOST_MISTAKES) if record.best else None  # of none the headline tells
     dataset = _dataset(record, judged, options.data, notes)
-    if record.best and judged is None:
-        if dataset is not None and _is_another(dataset, record):
+    if judged is None and dataset is not None and _is_another(dataset, record):
+        if record.best:
             notes.append(_MISSING + _why(record, options.data))
-            dataset = None  # its images are not those that the run was trained on
-        else:
-            judged = _evaluated(record, options.data, notes)
+        dataset = None  # its images are not those that the run was trained on
+    elif judged is None and record.best:
+        judged = _evaluated(record, options.data, notes)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     out = options.out or options.run / "report.html"
@@ -49,8 +49,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _is_another(dataset: Dataset, record: Record) -> bool:
-    """Whether the best checkpoint was trained on something else: an evaluation on this would not count."""
-    content = read_if_there(RunFolder(record.root).best) or {}
+    """Whether the checkpoints were trained on something else: an evaluation on this would not count."""
+    run = RunFolder(record.root)
+    content = read_if_there(run.best) or read_if_there(run.last) or {}
     return bool(content.get("fingerprint", dataset.fingerprint) != dataset.fingerprint)
 
 

@@ -25,16 +25,21 @@ from train.predict.images import MAX_BYTES, Bad, Given, too_large, without_name
 
 def is_packed(name: str) -> bool:
     """Whether a name is one of shards or a dataset: a tar, a folder with a manifest, any URL but that of an image."""
-    if path_of(name).lower().endswith(SUFFIXES):
+    if _is_shard(name):
         return True
     if "://" in name:
         return not path_of(name).lower().endswith(IMAGE_SUFFIXES)
     return os.path.exists(os.path.join(name, MANIFEST))
 
 
+def _is_shard(name: str) -> bool:
+    # `…/train.tar?signature=…`, and `…/get?file=train.tar`
+    return any(one.lower().endswith(SUFFIXES) for one in (path_of(name), name))
+
+
 def find_packed(name: str) -> Iterator[Given | Bad]:
     """Images of a dataset, or of shards: `{000..003}` and patterns stand for several of them."""
-    if path_of(name).lower().endswith(SUFFIXES):
+    if _is_shard(name):
         for shard in _expand(name):
             yield from (shard,) if isinstance(shard, Bad) else _images(shard, _local(shard))
         return
