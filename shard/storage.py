@@ -157,8 +157,9 @@ def file_sha256(path: Path) -> str:
 
 
 def _compression(url: str) -> str | None:
-    """By the path, or the end of the query, as in `…/get?file=train.tar.gz`."""
-    for name in (path_of(url), url):
+    """By the path; where that says nothing by the end of the query, as in `…/get?file=train.tar.gz`."""
+    path = path_of(url)
+    for name in (path,) if path.lower().endswith(".tar") else (path, url):
         if found := "gzip" if name.lower().endswith(".tgz") else infer_compression(name):
             return str(found)
     return None

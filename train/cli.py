@@ -108,6 +108,10 @@ def parse(argv: Sequence[str]) -> Options:
     if undone and settings.input.hw_decoder_load == 0 and "hw_decoder_load" not in given:
         # It came with --deterministic, which the file of an earlier run writes out, and goes with it.
         settings = replace(settings, input=replace(settings.input, hw_decoder_load=None))
+    if "eval_size" in given and "eval_resize" not in given:
+        # Else a larger crop would have black borders, and a smaller one would be of the middle of the image alone.
+        resize = settings.input.eval_size * before.input.eval_resize // before.input.eval_size
+        settings = replace(settings, input=replace(settings.input, eval_resize=resize))
     if settings.run_dir is None:
         settings = replace(settings, run_dir=Path("runs") / _name(settings))
     # A configuration file is complete.

@@ -60,7 +60,7 @@ class InputConfig:
     eval_size: int = 224
     """Side of the centre crop in evaluation, pixels."""
     eval_resize: int = 256
-    """Shorter side before that crop, pixels."""
+    """Shorter side before that crop, pixels; as a flag, --eval-size alone keeps the crop's share of the image."""
     model_input: bool = False
     """Take size, eval_size, eval_resize and interpolation from the pretrained model, where no flag gives them."""
     train_split: str = "train"

@@ -31,7 +31,7 @@ def test_a_slow_link_is_found_and_the_words_say_so(
 ) -> None:
     flags = ["--data", str(dataset.root), "--size", "32", "--batch-size", "4", "--model", TINY]
     flags += ["--augment", "rand-m9-n2", "--repeats", "1", "--seconds", "0.05", "--device", "cpu"]
-    with slow_link(bytes_per_s=1e5):  # 31 ms per image, all else together takes a fortieth of it
+    with slow_link(bytes_per_s=3e4):  # 102 ms per image: much more than all else, on a busy machine too
         assert main(["doctor", *flags, "--out", str(tmp_path / "record.json")]) == 0
     words = capsys.readouterr().out
     assert words.startswith("Copying to the device limits this training (1 of 1 repeats say so)")

@@ -78,6 +78,20 @@ def test_flags_override_the_recipe() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--recipe resnet50_imagenet --eval-size 288", (288, 329)),
+        ("--recipe deit3_small --eval-size 384", (384, 384)),
+        ("--recipe resnet50_imagenet --eval-size 288 --eval-resize 300", (288, 300)),
+        ("--recipe resnet50_imagenet --eval-resize 300", (224, 300)),
+    ],
+)
+def test_a_crop_of_another_size_keeps_its_share_of_the_image(words: str, expected: tuple[int, int]) -> None:
+    images = parse(["--data", "d", *words.split()]).settings.input
+    assert (images.eval_size, images.eval_resize) == expected
+
+
 def test_compile_flag_forms() -> None:
     base = ["--data", "d", "--recipe", "digits"]
     assert parse(base).settings.step.compile is None

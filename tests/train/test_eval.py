@@ -200,9 +200,10 @@ def test_another_runs_checkpoint_does_not_take_the_place_of_the_runs_own(
     dataset_dir: Path, tmp_path: Path
 ) -> None:
     mine, other = (lively_run(tmp_path / name, dataset_dir) for name in ("a", "b"))
-    stored = tmp_path / "elsewhere.pt"
-    (mine / "checkpoints" / "best.pt").rename(stored)
-    (mine / "checkpoints" / "best.pt").symlink_to(stored)  # it stays the run's
+    (tmp_path / "elsewhere").mkdir()
+    for run in (mine, other):  # a link stays the run's, and has its name
+        best = run / "checkpoints" / "best.pt"
+        best.symlink_to(best.rename(tmp_path / "elsewhere" / f"{run.name}.pt"))
     for flags in ([], ["--checkpoint", str(other / "checkpoints" / "best.pt")]):
         assert main(["eval", str(mine), "--device", "cpu", *flags]) == 0
     own = {path.name: figures(path)["own_checkpoint"] for path in (mine / "eval").iterdir()}

@@ -201,6 +201,9 @@ def test_shards_with_a_query(tmp_path: Path) -> None:
             (tmp_path / "get").write_bytes((tmp_path / shard).read_bytes())
             (image,) = every(f"{server.url}/{script}")
             assert isinstance(image, Given)
+        # The path decides, where it can.
+        assert every(f"{server.url}/0.tar?n=t.tar.gz") == [Given(f"{server.url}/0.tar?n=t.tar.gz/a", b"0")]
+        assert every(f"{server.url}/a.jpg?from=0.tar") == [f"{server.url}/a.jpg?from=0.tar"]
         assert isinstance(missing, Bad)
         assert (missing.name, missing.reason[:14]) == (f"{server.url}/2.tar{query}", "not found (404")
 

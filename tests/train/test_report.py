@@ -165,13 +165,15 @@ def test_of_a_dataset_built_anew_since_the_evaluation_no_number_of_images_is_tol
     html = page(record, judged, Dataset.open(rebuilt), [])
     assert "120 images" not in html
     assert "was trained" in html
-    run = shutil.copytree(
-        reported, tmp_path / "run"
-    )  # the same without evaluations, and without the best checkpoint
+    run = shutil.copytree(reported, tmp_path / "run")
     shutil.rmtree(run / "eval")
     (run / "checkpoints" / "best.pt").unlink()
+    for _ in range(2):  # then as a run that has not come to an evaluation
+        assert main(["report", str(run), "--data", str(rebuilt)]) == 0
+        assert "120 images" not in (run / "report.html").read_text()
+        (run / "metrics.jsonl").unlink(missing_ok=True)
+    (run / "checkpoints" / "last.pt").write_text("damaged")
     assert main(["report", str(run), "--data", str(rebuilt)]) == 0
-    assert "120 images" not in (run / "report.html").read_text()
 
 
 def test_an_evaluation_of_another_checkpoint_or_another_split_does_not_count(

@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
+from train.checkpoint import DamagedError
 from train.commands import eval as evaluation
 from train.commands.options import require_folder, with_suffix
 from train.report.judged import Judged, find_judged
@@ -49,9 +51,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _is_another(dataset: Dataset, record: Record) -> bool:
-    """Whether the checkpoints were trained on something else: an evaluation on this would not count."""
+    """Whether the run was trained on something else, as far as is known: an evaluation on this would not count."""
     run = RunFolder(record.root)
-    content = read_if_there(run.best) or read_if_there(run.last) or {}
+    content = read_if_there(run.best)
+    if content is None:
+        with suppress(DamagedError):  # that is for the training to say, when it goes on
+            content = read_if_there(run.last)
+    content = content or {}
     return bool(content.get("fingerprint", dataset.fingerprint) != dataset.fingerprint)
 
 

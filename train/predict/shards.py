@@ -33,8 +33,11 @@ def is_packed(name: str) -> bool:
 
 
 def _is_shard(name: str) -> bool:
+    path = path_of(name).lower()
+    if path.endswith(IMAGE_SUFFIXES):
+        return False
     # `…/train.tar?signature=…`, and `…/get?file=train.tar`
-    return any(one.lower().endswith(SUFFIXES) for one in (path_of(name), name))
+    return path.endswith(SUFFIXES) or name.lower().endswith(SUFFIXES)
 
 
 def find_packed(name: str) -> Iterator[Given | Bad]:
