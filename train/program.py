@@ -15,6 +15,7 @@ from shard.ending import unless_unread
 from shard.errors import FeedlineError
 from train import checkpoint
 from train.build import length_of
+from train.claim import require_free, require_kept
 from train.cli import Options, UsageError, list_recipes, parse
 from train.distributed import World, connect, env_rank
 from train.engine import Trainer
@@ -105,6 +106,8 @@ def run(options: Options, world: World) -> int:
         if world.is_main:
             print(text)
         return 0
+    if world.is_main:
+        require_free(folder)
     with folder.locked() if world.is_main else contextlib.nullcontext():
         # One rank chooses: others could see the folder at another moment.
         path = world.gather(folder.find(options.resume) if world.is_main else None)[0]
@@ -114,6 +117,8 @@ def run(options: Options, world: World) -> int:
             require_same(path, content, config, dataset)
         keep = path is not None and folder.owns(path)
         if world.is_main:
+            if path is None:
+                require_kept(folder, config.model.pretrained)
             folder.prepare(fresh=path is None)
             if path is not None and content is not None and keep:
                 folder.go_back_to(path, content)

@@ -31,8 +31,7 @@ def steps(folder: RunFolder) -> dict[str, int]:
 
 @pytest.mark.parametrize("named", ["other.pt", "run/checkpoints/best.pt", "auto"])
 def test_after_torchruns_restart_the_newest_counts(folder: RunFolder, tmp_path: Path, named: str) -> None:
-    for path in (tmp_path / "other.pt", folder.best):
-        checkpoint.save(path, {"step": 10})
+    checkpoint.save(tmp_path / "other.pt" if named == "other.pt" else folder.best, {"step": 10})
     resume = named if named == "auto" else str(tmp_path / named)
     folder.find(resume)
     folder.prepare(fresh=False)
