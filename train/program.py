@@ -23,7 +23,7 @@ from train.labels import fitted
 from train.plan import check, dry_run, find_batch_size, plan_text
 from train.run_folder import RunFolder, require_same
 from train.settle import settled, start_line
-from train.state import is_finished
+from train.state import is_finished, rejudge
 from train.stop import Stopped
 from train.summary import read, show
 from train.telemetry import NonFiniteError
@@ -115,6 +115,7 @@ def run(options: Options, world: World) -> int:
         config = settled(config, content, options.given)
         if path is not None and content is not None:
             require_same(path, content, config, dataset)
+            rejudge(content, config.stop)
         keep = path is not None and folder.owns(path)
         if world.is_main:
             if path is None:
