@@ -15,6 +15,7 @@ from shard.ending import unless_unread
 from shard.errors import FeedlineError
 from train import checkpoint
 from train.build import length_of
+from train.claim import require_free, require_kept
 from train.cli import Options, UsageError, list_recipes, parse
 from train.distributed import World, connect, env_rank
 from train.engine import Trainer
@@ -22,7 +23,7 @@ from train.labels import fitted
 from train.plan import check, dry_run, find_batch_size, plan_text
 from train.run_folder import RunFolder, require_same
 from train.settle import settled, start_line
-from train.state import is_finished
+from train.state import is_finished, rejudge
 from train.stop import Stopped
 from train.summary import read, show
 from train.telemetry import NonFiniteError
@@ -105,6 +106,8 @@ def run(options: Options, world: World) -> int:
         if world.is_main:
             print(text)
         return 0
+    if world.is_main:
+        require_free(folder)
     with folder.locked() if world.is_main else contextlib.nullcontext():
         # One rank chooses: others could see the folder at another moment.
         path = world.gather(folder.find(options.resume) if world.is_main else None)[0]
@@ -112,8 +115,11 @@ def run(options: Options, world: World) -> int:
         config = settled(config, content, options.given)
         if path is not None and content is not None:
             require_same(path, content, config, dataset)
+            rejudge(content, config.stop)
         keep = path is not None and folder.owns(path)
         if world.is_main:
+            if path is None:
+                require_kept(folder, config.model.pretrained)
             folder.prepare(fresh=path is None)
             if path is not None and content is not None and keep:
                 folder.go_back_to(path, content)

@@ -19,6 +19,7 @@ from train import checkpoint
 from train.checkpoint import DamagedError
 from train.config import Config, differences, from_dict
 
+_EARLIER = f"step-{'[0-9]' * 9}.pt"  # not step-final.pt, which somebody else put there
 _LOCK_WAIT_S = 60.0  # a run that was told to stop may be writing its last checkpoint
 
 
@@ -35,6 +36,7 @@ class RunFolder:
         last: newest checkpoint.
         best: checkpoint with the best top-1, or mAP on a multi-label dataset; of equal ones that of the lowest loss.
         evaluations: folder of what `python -m train eval` found.
+        started: names the start of torchrun that began here last; there from the first start on.
     """
 
     def __init__(self, root: Path) -> None:
@@ -49,7 +51,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.pt"
         self.evaluations = root / "eval"
         self._lock = root / ".lock"
-        self._started = root / ".started"
+        self.started = root / ".started"
 
     def at_step(self, step: int) -> Path:
         """Path of an earlier checkpoint."""
@@ -61,7 +63,18 @@ class RunFolder:
 
     def earlier(self) -> list[Path]:
         """Earlier checkpoints than `last`, newest first."""
-        return sorted(self.checkpoints.glob("step-*.pt"), reverse=True)
+        return sorted(self.checkpoints.glob(_EARLIER), reverse=True)
+
+    def own_checkpoints(self) -> list[Path]:
+        """Files with our checkpoints' names, and what was made of them (.tmp, .damaged, .abandoned)."""
+        names = (self.last.name, self.best.name, _EARLIER)
+        return [path for name in names for end in ("", ".*") for path in self.checkpoints.glob(name + end)]
+
+    def written(self) -> tuple[Path, ...]:
+        """What a run and its evaluations write, overwrite or remove, there or not."""
+        files = (self.config, self.metrics, self.summary, self.history, self.nonfinite)
+        also = (self.root / "trackers.json", self.root / "profile")
+        return (*files, self.checkpoints, self.evaluations, *also)
 
     @contextmanager
     def locked(self, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
@@ -83,7 +96,9 @@ class RunFolder:
             yield
 
     def prepare(self, *, fresh: bool) -> None:
-        """Make the folder; for a fresh run remove what an earlier one left.
+        """Make the folder; for a fresh run remove what an earlier one left, by the names that it gave.
+
+        Whose the files are is for `train.claim.require_free` to see to, before.
 
         Raises:
             FeedlineError: the folder cannot be made.
@@ -92,14 +107,15 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FeedlineError(f"cannot make the run folder {self.root}: {error.strerror}") from error
+        self.started.touch()  # killed from here on, what is left is still a run's
         self.nonfinite.unlink(missing_ok=True)
         if fresh:
-            for path in (*self.checkpoints.glob("*.pt*"), self.metrics, self.summary, self.history):
+            for path in (*self.own_checkpoints(), self.metrics, self.summary, self.history):
                 path.unlink(missing_ok=True)
             # Evaluations of a network that is no more: an epoch's number would not tell them from the new one's.
             if self.evaluations.exists():
                 shutil.rmtree(self.evaluations)
-        self._started.write_text(_launch(), encoding="utf-8")
+        self.started.write_text(_launch(), encoding="utf-8")
 
     def go_back_to(self, path: Path, content: dict[str, Any]) -> None:
         """Make this folder's checkpoint `path` the newest: later ones are set aside, as `NAME.abandoned`.
@@ -135,7 +151,8 @@ class RunFolder:
 
         Raises:
             FeedlineError: a checkpoint of another run is named, but this folder already holds a run; none of
-                this folder's checkpoints is whole; or torchrun starts again what failed by itself.
+                this folder's checkpoints is whole; only the best one of a finished run is left; or torchrun starts
+                again what failed by itself.
         """
         if self._restarted():
             resume = "auto"
@@ -148,6 +165,8 @@ class RunFolder:
             return None
         mine = self._has_checkpoint()
         if resume == "auto":
+            if mine:
+                self._require_newest()
             return self._newest_whole() if mine else None
         path = Path(resume)
         if mine and not self.owns(path):
@@ -161,14 +180,26 @@ class RunFolder:
         return self.checkpoints.resolve() in (path.resolve().parent, path.parent.resolve())
 
     def _has_checkpoint(self) -> bool:
-        return self.last.exists() or bool(self.earlier())
+        return self.last.exists() or self.best.exists() or bool(self.earlier())
+
+    def _require_newest(self) -> None:
+        """Refuse to go on from the best checkpoint of a finished run whose others were removed.
+
+        It would be trained again from there on. Without a result the best one alone is what a run leaves that was
+        killed, or met a full disk, while it saved for the first time: that one goes on.
+        """
+        if self.summary.exists() and not self.last.exists() and not self.earlier():
+            raise FeedlineError(
+                f"{self.root} holds a finished run of which only {self.best} is left; choose another --run-dir, or "
+                "start afresh with --resume never (overwrites the run)"
+            )
 
     def _restarted(self) -> bool:
         """Whether torchrun has started this run afresh in this folder, and is now restarting it."""
         return (
             "TORCHELASTIC_RUN_ID" in os.environ
-            and self._started.exists()
-            and self._started.read_text(encoding="utf-8") == _launch()
+            and self.started.exists()
+            and self.started.read_text(encoding="utf-8") == _launch()
         )
 
     def _newest_whole(self) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from loader import Loader
 from shard.dataset import Dataset
 from train.checkpoint import set_rng_state
-from train.config import Config, to_dict
+from train.config import Config, from_dict, to_dict
 from train.distributed import World
 from train.evaluate import AnyResult, metric_of, rank
 from train.step import TrainStep
@@ -83,6 +83,35 @@ class RunState:
         best = {name: getattr(self, name), "best_epoch": self.best_epoch}
         before = {"before": self.before} if self.before else {}
         return {**before, **self.last_eval, **best, "ended": self.ended, "steps": self.step}
+
+
+def rejudge(content: dict[str, Any], stop: StopConfig) -> None:
+    """Judge the end of a checkpoint's run anew where other settings ended it: they may change when a run goes on.
+
+    What a run that has not ended makes of its new settings is seen at its next evaluation. Changes `content`.
+
+    Args:
+        content: of the checkpoint.
+        stop: when the run ends early from now on.
+    """
+    saved = from_dict(StopConfig, content["config"]["stop"], "the checkpoint", "stop.")
+    if saved == stop or not content["last_eval"]:
+        return
+    newest = _judged(content["last_eval"])[stop.stop_metric]
+    plateau = Plateau(**content["plateau"])
+    # Another metric's best says nothing; by a smaller min_change the newest may be an improvement.
+    same = (saved.stop_metric, saved.sign) == (stop.stop_metric, stop.sign)
+    if not same or plateau.improves(stop, newest):
+        plateau = Plateau(best=newest)
+        content["plateau"] = asdict(plateau)
+    if content["ended"]:
+        content["ended"] = plateau.verdict(stop, newest)
+
+
+def _judged(last_eval: dict[str, Any]) -> dict[str, Any]:
+    """Of `RunState.last_eval` the fields that `judge` went by."""
+    averaged = {k.removeprefix("ema_"): v for k, v in last_eval.items() if k.startswith("ema_")}
+    return averaged or last_eval
 
 
 def is_finished(content: dict[str, Any], epochs: int) -> bool:

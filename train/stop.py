@@ -68,11 +68,20 @@ class Plateau:
         As in Keras' EarlyStopping, slow progress counts as none: a value is compared with the last one that was an
         improvement by more than `min_change`.
         """
-        value, sign, name = result[config.stop_metric], config.sign, config.stop_metric
-        if self.best is None or sign * (value - self.best) > config.min_change:
+        value = result[config.stop_metric]
+        if self.improves(config, value):
             self.best, self.stale = value, 0
         else:
             self.stale += 1
+        return self.verdict(config, value)
+
+    def improves(self, config: StopConfig, value: float) -> bool:
+        """Whether an evaluation of this value counts as an improvement."""
+        return self.best is None or config.sign * (value - self.best) > config.min_change
+
+    def verdict(self, config: StopConfig, value: float) -> str:
+        """Why a run should end whose newest evaluation, which has been taken in, is `value`; "" where it should not."""
+        sign, name = config.sign, config.stop_metric
         if config.target is not None and sign * (value - config.target) >= 0:
             return f"{name} {value:.4g} reached the target {config.target:g}"
         if config.patience is not None and self.stale >= config.patience:

@@ -1,5 +1,6 @@
 """Where a run goes on: from checkpoints of its own past, after torchrun's restarts, without its pretrained weights."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,7 @@ def steps(folder: RunFolder) -> dict[str, int]:
 
 @pytest.mark.parametrize("named", ["other.pt", "run/checkpoints/best.pt", "auto"])
 def test_after_torchruns_restart_the_newest_counts(folder: RunFolder, tmp_path: Path, named: str) -> None:
-    for path in (tmp_path / "other.pt", folder.best):
-        checkpoint.save(path, {"step": 10})
+    checkpoint.save(tmp_path / "other.pt" if named == "other.pt" else folder.best, {"step": 10})
     resume = named if named == "auto" else str(tmp_path / named)
     folder.find(resume)
     folder.prepare(fresh=False)
@@ -100,6 +100,21 @@ def test_patience_may_change_on_the_way(flags: list[str], tmp_path: Path) -> Non
     assert checkpoint.load(tmp_path / "checkpoints" / "last.pt")["epoch"] == 1
     (tmp_path / "summary.json").unlink()
     assert main([*flags, "--target", "100.5", "--patience", "9", "--run-dir", str(tmp_path)]) == 0
+    assert checkpoint.load(tmp_path / "checkpoints" / "last.pt")["epoch"] == 3
+
+
+def test_a_run_that_patience_has_ended_goes_on_with_more_of_it(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    impatient = ["--patience", "1", "--min-change", "200"]  # points of top-1: nothing is an improvement
+    flags = [*flags, "--run-dir", str(tmp_path)]
+    for _ in range(2):
+        assert main([*flags, *impatient]) == 0
+        assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 30
+    assert "holds this run, finished" in capsys.readouterr().out
+    assert main([*flags, "--patience", "5"]) == 0
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert (found["steps"], found["ended"]) == (45, "")
 
 
 def test_pretrained_weights_may_be_gone_when_the_run_goes_on(
