@@ -82,7 +82,7 @@ def build(
         settings: what decides its content.
         workers: processes; None: one more than cores. Does not change a single byte of the result.
         scheduler: address of a Dask scheduler to work on instead; all its machines must reach source and destination.
-        max_bad: rejected images allowed, a count or a percentage of all.
+        max_bad: rejected images allowed, a count or a percentage of all; `Listing.lost` count, too.
         overwrite: remove an earlier dataset or unfinished build in `destination` first.
         staging: local folder for files under way to a URL; None: one below the system's temporary folder.
         progress: called as the work goes on.
@@ -107,15 +107,18 @@ def build(
         same_plan(places, plan_identity)
         with start_workers(workers, scheduler) as pool:
             listing = _list(opened, places.staging, pool, progress)
+            lost = listing.lost
+            _check_bad(lost, _allowed_bad(max_bad, len(lost) + sum(map(len, listing.splits.values()))))
             if settings.val is not None:
                 hold_out(listing, settings.val, settings.seed)
             if settings.subset is not None:
                 take_subset(listing, settings.subset)
+                lost = []  # they are of the whole, and not of the part
             listing.readable = listing.readable or readable(listing.classes)
             plans = plan(listing, settings)
             begin_plan(places, plan_identity)
-            allowed = _allowed_bad(max_bad, sum(len(one.order) for one in plans))
-            kept = _pack(plans, listing, settings, places, pool, allowed, progress)
+            allowed = _allowed_bad(max_bad, len(lost) + sum(len(one.order) for one in plans))
+            kept = _pack(plans, listing, settings, places, pool, lost, allowed, progress)
         result = _finish(plans, listing, settings, identity, places, kept)
         remove_tree(places.records)
         remove_tree(places.staging)
@@ -181,6 +184,7 @@ def _pack(
     settings: Settings,
     places: Places,
     pool: Workers,
+    lost: list[dict[str, str]],
     allowed_bad: int,
     progress: Progress,
 ) -> int:
@@ -190,15 +194,13 @@ def _pack(
             (places.target / one.split).mkdir(exist_ok=True)
     there = names_in(places.records)
     todo: list[tuple[SplitPlan, int]] = []
-    bad = 0
-    first_bad: list[dict[str, str]] = []
+    bad = list(lost)
     for one, number in all_jobs(plans):
         if record_name(one.split, one.name(number)) not in there:
             todo.append((one, number))
             continue
-        rejected = _record(places, one, number).rejected
-        bad, first_bad = bad + len(rejected), [*first_bad, *rejected][:5]
-    _check_bad(bad, first_bad, allowed_bad)
+        bad += _record(places, one, number).rejected
+    _check_bad(bad, allowed_bad)
     packer = Packer(
         listing.reader, listing.classes, settings.images, places.target, places.records, places.staging
     )
@@ -207,18 +209,18 @@ def _pack(
         (one.images(number), partial(one.job, number)) for one, number in todo
     )
     for images, outcome in pool.unordered(packer, jobs):
-        bad, first_bad = bad + len(outcome.rejected), [*first_bad, *outcome.rejected][:5]
+        bad += outcome.rejected
         done += images
         progress("packing images", done, total)
-        _check_bad(bad, first_bad, allowed_bad)
+        _check_bad(bad, allowed_bad)
     return sum(map(len, plans)) - len(todo)
 
 
-def _check_bad(bad: int, first: list[dict[str, str]], allowed: int) -> None:
-    if bad > allowed:
-        named = "; ".join(f"{row['source']}: {row['reason']}" for row in first)
+def _check_bad(bad: list[dict[str, str]], allowed: int) -> None:
+    if len(bad) > allowed:
+        named = "; ".join(f"{row['source']}: {row['reason']}" for row in bad[:5])
         raise FeedlineError(
-            f"{bad} images rejected, more than the {allowed} that --max-bad allows ({named}); repair or remove "
+            f"{len(bad)} images rejected, more than the {allowed} that --max-bad allows ({named}); repair or remove "
             "them, or run again with a higher --max-bad"
         )
 

@@ -53,14 +53,21 @@ def diff(a: Dataset, b: Dataset) -> dict[str, Any]:
 
 
 def _diff_split(a: Dataset, b: Dataset, name: str) -> dict[str, Any]:
-    tables = []
-    for dataset, side in ((a, "a"), (b, "b")):
-        split = dataset.split(name)
-        classes = pa.array(_classes(split, dataset.classes), pa.string())
-        columns = {"source": read_sources(split.root), f"class_{side}": classes}
-        columns |= {f"size_{side}": pa.array(split.size), f"crc32_{side}": pa.array(split.crc32)}
-        tables.append(pa.table(columns))
-    joined = tables[0].join(tables[1], "source", join_type="full outer", coalesce_keys=True)
+    whole = [_samples(dataset, name) for dataset in (a, b)]
+    # A name may occur several times, in a dataset made of several. Equal samples pair first, in whatever order they
+    # are, and of the rest the first of a name with the first, so that none is compared with two.
+    same = ["source", "class", "size", "crc32"]
+    numbered = [_numbered(rows, same) for rows in whole]
+    keys = [*same, "occurrence"]
+    rest = [
+        numbered[side].join(numbered[1 - side].select(keys), keys, join_type="left anti").sort_by("row")
+        for side in (0, 1)
+    ]
+    sides = []
+    for rows, side in zip(rest, "ab", strict=True):
+        columns = _numbered(rows.select(same), ["source"]).drop_columns(["row"])
+        sides.append(columns.rename_columns([*["source"], *(f"{c}_{side}" for c in same[1:]), "occurrence"]))
+    joined = sides[0].join(sides[1], ["source", "occurrence"], join_type="full outer", coalesce_keys=True)
     only_a, only_b = pc.is_null(joined["size_b"]), pc.is_null(joined["size_a"])
     found = {
         "only_a": only_a,
@@ -81,6 +88,32 @@ def _diff_split(a: Dataset, b: Dataset, name: str) -> dict[str, Any]:
         **{key: int(pc.sum(mask).as_py() or 0) for key, mask in found.items()},
         "examples": {key: names for key, names in examples.items() if names},
     }
+
+
+def _samples(dataset: Dataset, name: str) -> pa.Table:
+    split = dataset.split(name)
+    return pa.table(
+        {
+            "source": read_sources(split.root),
+            "class": pa.array(_classes(split, dataset.classes), pa.string()),
+            "size": pa.array(split.size),
+            "crc32": pa.array(split.crc32),
+        }
+    )
+
+
+def _numbered(rows: pa.Table, keys: list[str]) -> pa.Table:
+    """Rows with their number, and with how many before them are equal in `keys`."""
+    number = np.arange(len(rows))
+    order = pc.sort_indices(rows, [(key, "ascending") for key in keys])  # equal ones stay in their order
+    ordered = rows.select(keys).take(order)
+    first = np.ones(len(rows), bool)
+    if len(rows):
+        changes = [pc.not_equal(ordered[key][1:], ordered[key][:-1]).to_numpy() for key in keys]
+        first[1:] = np.any(changes, axis=0)
+    occurrence = np.empty(len(rows), np.int64)
+    occurrence[order.to_numpy()] = number - np.maximum.accumulate(np.where(first, number, 0))
+    return rows.append_column("row", pa.array(number)).append_column("occurrence", pa.array(occurrence))
 
 
 def _classes(split: Split, names: tuple[str, ...]) -> Any:

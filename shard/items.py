@@ -29,6 +29,12 @@ SCHEMA = pa.schema(
 )
 SCHEMA_OF_LISTS = SCHEMA.set(SCHEMA.get_field_index("label"), pa.field("labels", LISTS))
 
+# Photos in formats that are not read; whoever has them means them as samples.
+UNREAD_SUFFIXES = (
+    *(".heic", ".heif", ".jxl"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
+)
+
 _CHUNK = 1 << 20  # rows
 
 
@@ -111,7 +117,7 @@ class Listing:
         readable: by label, a name for people where one is known, else "".
         splits: by name, a table of `SCHEMA`, in no particular order; of a multi-label source with
             `labels` (list<int32>) in place of `label`.
-        ignored: rows for rejected.jsonl: what does not claim to be an image of a class.
+        ignored: rows for rejected.jsonl: what is no usable image of a class; see `lost`.
         reader: gives the bytes.
     """
 
@@ -126,6 +132,13 @@ class Listing:
     def multi_label(self) -> bool:
         """Whether a sample may be of several classes, or of none."""
         return any("labels" in rows.column_names for rows in self.splits.values())
+
+    @property
+    def lost(self) -> list[dict[str, str]]:
+        """Those of `ignored` that were meant as samples: photos that are not read, and all samples of tars."""
+        if self.kind == "webdataset":
+            return self.ignored
+        return [row for row in self.ignored if row["source"].lower().endswith(UNREAD_SUFFIXES)]
 
 
 def table(

@@ -22,7 +22,7 @@ from shard.sources import lists, parquet, webdataset
 from shard.sources.folders import list_folders
 from shard.sources.ilsvrc import TRAIN, VAL, list_ilsvrc
 from shard.sources.inputs import Input, find_inputs
-from shard.storage import location
+from shard.sources.own import own_classes
 
 _LOSSLESS = ("utf-8", "surrogateescape")  # file names may hold bytes that are no UTF-8
 KINDS = ("folders", "ilsvrc", "list", "parquet", "webdataset")
@@ -105,13 +105,15 @@ class Source:
         return self._joined(parts, containers, self.classes or names.pop(), [])
 
     def _read_shards(self, run: Map) -> Listing:
+        # Before the shards are read: it may be an error, and remote ones take long.
+        classes = self.classes or own_classes(self.root, self.inputs)
         parts, containers = [], []
         ignored: list[dict[str, str]] = []
         for rows, path, unusable in run(webdataset.scan, self.inputs):
             parts.append(rows)
             containers.append(str(path))
             ignored += unusable
-        return self._joined(parts, containers, self.classes or _own_classes(self.root), ignored)
+        return self._joined(parts, containers, classes, ignored)
 
     def _joined(
         self,
@@ -241,17 +243,6 @@ def _first_files(path: Path) -> Iterator[str]:
             yield entry.name
         elif entry.is_dir() and not entry.name.startswith("."):
             yield from (inner.name for inner in islice(os.scandir(entry.path), 100))
-
-
-def _own_classes(root: str) -> tuple[str, ...] | None:
-    """Class list of a dataset of ours that is packed anew."""
-    from shard.dataset import MANIFEST, Dataset
-
-    folder = location(root.split("*")[0].split("{")[0])
-    for place in (folder, folder.parent, folder.parent.parent):
-        if (place / MANIFEST).exists():
-            return Dataset.open(place).classes
-    return None
 
 
 def _update(digest: Any, rows: pa.Table, *, times: bool) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from shard.errors import FeedlineError
-from shard.items import FileReader, Listing, join, same_classes, table
+from shard.items import UNREAD_SUFFIXES, FileReader, Listing, join, same_classes, table
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -88,7 +88,9 @@ def _list_class(root: Path, split: str, folder: str, label: int, listing: Listin
     times: list[int] = []
     for entry, name in _walk(os.fspath(root), folder, 0):
         if not name.lower().endswith(IMAGE_SUFFIXES):
-            listing.ignored.append({"source": name, "split": split, "reason": "not an image file name"})
+            unread = name.lower().endswith(UNREAD_SUFFIXES)
+            reason = "a format that is not read: save it as JPEG" if unread else "not an image file name"
+            listing.ignored.append({"source": name, "split": split, "reason": reason})
             continue
         try:
             status = entry.stat()

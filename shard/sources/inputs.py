@@ -41,6 +41,12 @@ class Input:
         """Whether it must be fetched before it can be read at random."""
         return "://" in self.url
 
+    @property
+    def base(self) -> str:
+        """Folder or URL that `name` is relative to."""
+        found = self.url.removesuffix(self.name)
+        return found if found.endswith("://") else found.rstrip("/") or "/"
+
     def open(self, staging: Path) -> Path:
         """Give a local file with its content, fetched into `staging` (whole or not at all) if it is remote."""
         if not self.is_remote:

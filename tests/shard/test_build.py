@@ -24,7 +24,7 @@ from shard.build import build
 from shard.dataset import Dataset
 from shard.errors import FeedlineError
 from shard.execute import start_workers
-from shard.plan import Settings
+from shard.plan import Settings, Subset
 from tests.conftest import write_images
 from tests.shard.hostile import corpus
 
@@ -239,6 +239,28 @@ def test_too_many_bad_files_end_the_build_and_it_can_go_on(
     assert not (root / "dataset.json").exists()
     assert main(["build", str(odd), str(root), "--max-bad", str(bad)]) == 0
     assert "(1 from the run before)" in capsys.readouterr().out
+
+
+def test_photos_that_are_not_read_count_as_bad_and_other_files_do_not(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 4, ("ant", "bee"))
+    for name in ("ant/Thumbs.db", "ant/notes.txt", "bee/labels.json"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    assert build(tmp_path / "in", tmp_path / "free", workers=1, max_bad="0").rejected == 3
+    for name in ("ant/1.HEIC", "bee/2.NEF"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    message = r"2 images rejected, more than the 1 .*ant/1\.HEIC: a format that is not read: save it as JPEG"
+    with pytest.raises(FeedlineError, match=message):
+        build(tmp_path / "in", tmp_path / "data", workers=1, max_bad="19%")
+    assert not (tmp_path / "data" / "train").exists()  # it says so before it packs
+    result = build(tmp_path / "in", tmp_path / "data", workers=1, max_bad="20%")  # of 8 + 2
+    assert (result.packed, result.rejected) == (8, 5)
+    # Together with what the packing rejects; those of the whole are not held against a part of it.
+    (tmp_path / "in" / "ant" / "damaged.jpg").write_bytes(b"x")
+    with pytest.raises(FeedlineError, match="3 images rejected, more than the 2"):
+        build(tmp_path / "in", tmp_path / "both", workers=1, max_bad="2")
+    (tmp_path / "in" / "ant" / "damaged.jpg").unlink()
+    part = Settings(subset=Subset(classes=1, per_class=2))
+    assert build(tmp_path / "in", tmp_path / "part", part, workers=1, max_bad="20%").packed == 2
 
 
 def test_a_complete_dataset_is_left_alone_and_another_needs_overwrite(

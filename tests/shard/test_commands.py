@@ -98,6 +98,39 @@ def test_diff(images: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.Cap
     assert "val: 1 only in" in out(capsys)
 
 
+def test_diff_where_names_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "in", 6)
+    photos = [path for name in ("ant", "bee") for path in sorted((tmp_path / "in" / name).iterdir())]
+
+    def merged(name: str, images: list[bytes], labels: list[int], order: str = "t0,t6") -> str:
+        """Two tars with the same names, as those of our packer are that had the same folders; packed together."""
+        for half in (0, 6):
+            (tmp_path / name / f"t{half}").mkdir(parents=True)
+            with tarfile.open(tmp_path / name / f"t{half}" / "x.tar", "w") as tar:
+                for i in range(6):
+                    about = {"label": labels[half + i], "source": f"{i % 3}.jpg"}
+                    add(tar, f"{i}.jpg", images[half + i])
+                    add(tar, f"{i}.json", json.dumps(about).encode())
+        build(f"{tmp_path / name}/{{{order}}}/x.tar", tmp_path / f"{name}-packed", workers=1)
+        return str(tmp_path / f"{name}-packed")
+
+    images, labels = [path.read_bytes() for path in photos], [0] * 6 + [1] * 6
+    first = merged("first", images, labels)
+    for other in (first, merged("turned", images, labels, "t6,t0")):
+        assert main(["diff", first, other]) == 0
+        assert "hold the same samples" in out(capsys)
+    changed = [*images[:4], photos[4].with_name("005.jpg").read_bytes(), *images[5:]]
+    relabelled = [*labels[:8], 0, *labels[9:]]
+    for other, key, name in (
+        (merged("changed", changed, labels), "bytes", "1.jpg"),
+        (merged("relabelled", images, relabelled), "label", "2.jpg"),
+    ):
+        assert main(["diff", first, other, "--json"]) == 1
+        train = json.loads(out(capsys))["splits"]["train"]
+        expected = dict.fromkeys(("only_a", "only_b", "label", "bytes"), 0)
+        assert train == {**expected, key: 1, "examples": {key: [name]}}
+
+
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
     """Shards as somebody else writes them."""

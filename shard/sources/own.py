@@ -1,0 +1,63 @@
+"""Class names of datasets of ours whose shards are packed anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from shard.errors import FeedlineError
+from shard.sources.inputs import Input
+from shard.storage import location, storage_errors
+
+_REMEDY = "unpack them and pack the images, or give --classes FILE if one list holds for the numbers of all"
+
+
+def own_classes(root: str, inputs: Sequence[Input]) -> tuple[str, ...] | None:
+    """Class list of the datasets of ours that shards lie in; None: they lie in none.
+
+    Raises:
+        FeedlineError: their numbers do not mean the same classes, or some lie in a dataset and others do not.
+    """
+    stores: dict[str, Path] = {}
+    known: dict[str, tuple[str, ...] | None] = {}
+    found: dict[tuple[str, ...] | None, str] = {}
+    # Each folder once, and each place above it: asking a store is a request.
+    for base, inside in dict.fromkeys((one.base, one.name.rpartition("/")[0]) for one in inputs):
+        if base not in stores:
+            stores[base] = location(base)
+        folder = stores[base] / inside if inside else stores[base]
+        # Up to what was given, and at least to the folder above the shard's own, where our layout has the manifest.
+        place = _nearest(folder, inside.count("/") + 2, known)
+        found.setdefault(known[str(place)] if place else None, str(place or folder))
+    if len(found) > 1:
+        raise FeedlineError(f"{root} holds {_difference(found)}; {_REMEDY}")
+    return next(iter(found))
+
+
+def _nearest(place: Path, steps: int, known: dict[str, tuple[str, ...] | None]) -> Path | None:
+    """The dataset that a folder is or lies in, looked for that many folders up; notes in `known` what it saw."""
+    from shard.dataset import MANIFEST, Dataset
+
+    for _ in range(steps):
+        if str(place) not in known:
+            with storage_errors("read", place / MANIFEST):
+                there = (place / MANIFEST).exists()
+            known[str(place)] = Dataset.open(place).classes if there else None
+        if known[str(place)] is not None:
+            return place
+        place = place.parent
+    return None
+
+
+def _difference(found: dict[tuple[str, ...] | None, str]) -> str:
+    lists = [(classes, place) for classes, place in found.items() if classes is not None]
+    if None in found:
+        return (
+            f"shards of the dataset {lists[0][1]}, and others in {found[None]}, which belongs to none: "
+            "their numbers need not mean the same classes"
+        )
+    (one, a), (two, b) = lists[:2]
+    for label, (first, second) in enumerate(zip(one, two, strict=False)):
+        if first != second:
+            return f"datasets of different classes: label {label} is {first!r} in {a} and {second!r} in {b}"
+    return f"datasets of different classes: {a} has {len(one)} and {b} has {len(two)}"
