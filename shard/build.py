@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shard.apart import refuse_overlap
 from shard.dataset import MANIFEST, Dataset, Split, read_split
 from shard.duplicates import find_duplicates
 from shard.errors import FeedlineError
@@ -20,9 +21,18 @@ from shard.execute import Workers, start_workers
 from shard.holdout import hold_out
 from shard.index import DUPLICATES, REJECTED, REPAIRED, SplitSummary, write_lines, write_manifest, write_split
 from shard.items import Listing
+from shard.limit import allowed_bad, check_bad
 from shard.names import readable
 from shard.pack import Packer, Record, record_name
-from shard.places import Places, begin_plan, locked, refuse_inside, remove_earlier, same_plan
+from shard.places import (
+    Places,
+    begin_plan,
+    forget_spooled,
+    locked,
+    remove_earlier,
+    require_ours,
+    same_plan,
+)
 from shard.plan import Settings, ShardJob, SplitPlan, all_jobs, fingerprint, plan, take_subset
 from shard.sources import Source, open_source
 from shard.storage import is_remote, names_in, remove_tree, storage_errors, write_whole
@@ -83,7 +93,7 @@ def build(
         workers: processes; None: one more than cores. Does not change a single byte of the result.
         scheduler: address of a Dask scheduler to work on instead; all its machines must reach source and destination.
         max_bad: rejected images allowed, a count or a percentage of all.
-        overwrite: remove an earlier dataset or unfinished build in `destination` first.
+        overwrite: remove an earlier dataset or unfinished build in `destination`, once the new one is planned.
         staging: local folder for files under way to a URL; None: one below the system's temporary folder.
         progress: called as the work goes on.
 
@@ -93,28 +103,28 @@ def build(
     settings = settings or Settings()
     if settings.shard_bytes < 1:
         raise FeedlineError(f"shard_bytes is {settings.shard_bytes}; it must be at least 1")
-    _allowed_bad(max_bad, 0)
+    allowed_bad(max_bad, 0)
     places = Places.of(destination, staging)
-    refuse_inside(source.root if isinstance(source, Source) else str(source), places.target)
     opened = source if isinstance(source, Source) else open_source(str(source))
+    refuse_overlap(opened, places.target)
     identity = fingerprint(opened.stamp(times=False), settings)
-    with locked(places):
+    with locked(places), ExitStack() as refused:
         if overwrite:
-            remove_earlier(places)
-        if (places.target / MANIFEST).exists():
+            require_ours(places.target)
+            forget_spooled(places)
+            refused.callback(forget_spooled, places)  # what is there stays as it is
+        elif (places.target / MANIFEST).exists():
             return _already_complete(places, identity)
         plan_identity = fingerprint(opened.stamp(times=True), settings)
-        same_plan(places, plan_identity)
+        if not overwrite:
+            same_plan(places, plan_identity)
         with start_workers(workers, scheduler) as pool:
-            listing = _list(opened, places.staging, pool, progress)
-            if settings.val is not None:
-                hold_out(listing, settings.val, settings.seed)
-            if settings.subset is not None:
-                take_subset(listing, settings.subset)
-            listing.readable = listing.readable or readable(listing.classes)
-            plans = plan(listing, settings)
+            listing, plans = _look(opened, settings, places.staging, pool, progress)
+            allowed = allowed_bad(max_bad, sum(len(one.order) for one in plans))
+            if overwrite:  # only now: whatever is wrong with source and settings has been said
+                remove_earlier(places)
+            refused.pop_all()
             begin_plan(places, plan_identity)
-            allowed = _allowed_bad(max_bad, sum(len(one.order) for one in plans))
             kept = _pack(plans, listing, settings, places, pool, allowed, progress)
         result = _finish(plans, listing, settings, identity, places, kept)
         remove_tree(places.records)
@@ -149,17 +159,17 @@ def _already_complete(places: Places, identity: str) -> Result:
     )
 
 
-def _allowed_bad(text: str, total: int) -> int:
-    try:
-        allowed = int(float(text[:-1]) / 100 * total) if text.endswith("%") else int(text)
-        negative = text.startswith("-")
-    except ValueError as error:
-        raise FeedlineError(
-            f"max_bad is {text!r}; give a count such as 20 or a share such as 0.1%"
-        ) from error
-    if negative:
-        raise FeedlineError(f"max_bad is {text!r}; it must not be negative")
-    return allowed
+def _look(
+    source: Source, settings: Settings, staging: Path, pool: Workers, progress: Progress
+) -> tuple[Listing, list[SplitPlan]]:
+    """List the samples, and decide where each goes."""
+    listing = _list(source, staging, pool, progress)
+    if settings.val is not None:
+        hold_out(listing, settings.val, settings.seed)
+    if settings.subset is not None:
+        take_subset(listing, settings.subset)
+    listing.readable = listing.readable or readable(listing.classes)
+    return listing, plan(listing, settings)
 
 
 def _list(source: Source, staging: Path, pool: Workers, progress: Progress) -> Listing:
@@ -198,7 +208,7 @@ def _pack(
             continue
         rejected = _record(places, one, number).rejected
         bad, first_bad = bad + len(rejected), [*first_bad, *rejected][:5]
-    _check_bad(bad, first_bad, allowed_bad)
+    check_bad(bad, first_bad, allowed_bad)
     packer = Packer(
         listing.reader, listing.classes, settings.images, places.target, places.records, places.staging
     )
@@ -210,17 +220,8 @@ def _pack(
         bad, first_bad = bad + len(outcome.rejected), [*first_bad, *outcome.rejected][:5]
         done += images
         progress("packing images", done, total)
-        _check_bad(bad, first_bad, allowed_bad)
+        check_bad(bad, first_bad, allowed_bad)
     return sum(map(len, plans)) - len(todo)
-
-
-def _check_bad(bad: int, first: list[dict[str, str]], allowed: int) -> None:
-    if bad > allowed:
-        named = "; ".join(f"{row['source']}: {row['reason']}" for row in first)
-        raise FeedlineError(
-            f"{bad} images rejected, more than the {allowed} that --max-bad allows ({named}); repair or remove "
-            "them, or run again with a higher --max-bad"
-        )
 
 
 def _record(places: Places, one: SplitPlan, number: int) -> Record:

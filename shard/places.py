@@ -15,7 +15,9 @@ from pathlib import Path
 from shard.dataset import FORMAT, INDEX, MANIFEST, STAGING
 from shard.errors import FeedlineError
 from shard.index import CHECKSUMS, DUPLICATES, REJECTED, REPAIRED
-from shard.storage import is_remote, location, names_in, remove_tree, storage_errors, write_whole
+from shard.storage import is_remote, location, names_in, storage_errors, write_whole
+
+_MARK = "overwritten"  # among the records: an earlier dataset is being removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +53,6 @@ class Places:
         return cls(target, target / STAGING, Path(staging or tempfile.gettempdir(), name))
 
 
-def refuse_inside(source: str, target: Path) -> None:
-    """Make sure that a build does not write into its source.
-
-    Raises:
-        FeedlineError: it would.
-    """
-    if "://" in source or is_remote(target):
-        return
-    root = Path(source).resolve()
-    if root == target.resolve() or root in target.resolve().parents:
-        raise FeedlineError(f"destination {target} lies in the source {root}; choose a folder outside of it")
-
-
 @contextmanager
 def locked(places: Places) -> Iterator[None]:
     """Hold the build's lock; the system releases it when the process ends, however it ends."""
@@ -94,28 +83,48 @@ def locked(places: Places) -> Iterator[None]:
                     target.rmdir()
 
 
+def forget_spooled(places: Places) -> None:
+    """Remove what an earlier build laid out of its source; records stay, and with them its finished shards."""
+    with storage_errors("remove files in", places.staging):
+        for path in places.staging.iterdir():
+            if path.name != "lock" and not _is_record(path.name):
+                path.unlink()
+
+
 def remove_earlier(places: Places) -> None:
     """Remove only what a build makes, the manifest first: nobody shall open half a dataset.
+
+    What this build has spooled of its source stays.
 
     Raises:
         FeedlineError: the target's shards were made by somebody else, or it cannot be written to.
     """
     target = places.target
-    _require_ours(target)
+    require_ours(target)
+    # Kept until the next plan: whatever ends this, the same command finds a build to go on from.
+    _note(places, _MARK, "")
     with storage_errors("remove files in", target):
         for name in (MANIFEST, CHECKSUMS, REJECTED, REPAIRED, DUPLICATES):
             (target / name).unlink(missing_ok=True)
+        # Records before the shards: none shall speak of one that is gone.
+        for name in filter(_is_record, names_in(places.records) - {_MARK}):
+            (places.records / name).unlink()
         for pattern in ("*/shard-*.tar", "*/shard-*.idx", f"*/{INDEX}"):
             for path in list(target.glob(pattern)):
                 path.unlink()
-        if is_remote(target):
-            remove_tree(places.records)
-        for path in places.staging.iterdir():
-            if path.name != "lock":
-                path.unlink()
 
 
-def _require_ours(target: Path) -> None:
+def _is_record(name: str) -> bool:
+    """Whether a file in a local build's only folder is of what is finished, and not spooled or under way."""
+    return name in ("plan", _MARK) or name.endswith(".json")
+
+
+def require_ours(target: Path) -> None:
+    """Make sure that --overwrite may replace what is in the target.
+
+    Raises:
+        FeedlineError: it was made by somebody else.
+    """
     path = target / MANIFEST
     with storage_errors("read", path):
         text = path.read_text(errors="replace") if path.exists() else "null"
@@ -154,5 +163,10 @@ def same_plan(places: Places, identity: str) -> None:
 
 def begin_plan(places: Places, identity: str) -> None:
     """Note whose the records in the target are."""
-    with write_whole(places.records / "plan", places.staging) as file:
-        file.write(identity.encode())
+    _note(places, "plan", identity)
+    (places.records / _MARK).unlink(missing_ok=True)
+
+
+def _note(places: Places, name: str, text: str) -> None:
+    with write_whole(places.records / name, places.staging) as file:
+        file.write(text.encode())
