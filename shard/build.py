@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from shard.limit import allowed_bad, check_bad
 from shard.names import readable
 from shard.pack import Packer, Record, record_name
 from shard.places import (
+    SPLIT_NAME,
     Places,
     begin_plan,
     forget_spooled,
@@ -37,7 +37,6 @@ from shard.plan import Settings, ShardJob, SplitPlan, all_jobs, fingerprint, pla
 from shard.sources import Source, open_source
 from shard.storage import is_remote, names_in, remove_tree, storage_errors, write_whole
 
-_SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 Progress = Callable[
     [str, int, int], None
 ]  # what is done, how much of it is, and how much there is in this run
@@ -124,7 +123,7 @@ def build(
             if overwrite:  # only now: whatever is wrong with source and settings has been said
                 remove_earlier(places)
             refused.pop_all()
-            begin_plan(places, plan_identity)
+            begin_plan(places, plan_identity, listing.splits)
             kept = _pack(plans, listing, settings, places, pool, allowed, progress)
         result = _finish(plans, listing, settings, identity, places, kept)
         remove_tree(places.records)
@@ -180,7 +179,7 @@ def _list(source: Source, staging: Path, pool: Workers, progress: Progress) -> L
 
     listing = source.listing(run)
     for split in listing.splits:
-        if not _SPLIT_NAME.fullmatch(split):
+        if not SPLIT_NAME.fullmatch(split):
             raise FeedlineError(f"split is named {split!r}; use letters, digits, - and _")
     return listing
 

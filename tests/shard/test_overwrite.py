@@ -166,3 +166,75 @@ def _stop(shards: int, arguments: list[str]) -> None:
     child.kill()
     child.wait()
     assert len(list(records.glob("*.json"))) >= shards
+
+
+def _guests(own: Path) -> dict[str, bytes]:
+    """Put files of somebody else's beside a dataset's own."""
+    shutil.copytree(own / "train", own / "backup")
+    if (own / "train" / "shard-000000.tar").exists():
+        shutil.copy(own / "train" / "shard-000000.tar", own / "train" / "shard-mine.tar")
+    return {
+        name: data
+        for name, data in everything(own).items()
+        if name.startswith("backup/") or name.endswith("mine.tar")
+    }
+
+
+def _of_others(own: Path, ours: Path) -> dict[str, bytes]:
+    return {name: data for name, data in everything(own).items() if name not in everything(ours)}
+
+
+@pytest.mark.parametrize("damage", [None, "manifest", "unfinished", "unfinished, without records"])
+def test_only_what_the_earlier_build_made_is_removed(
+    own: Path, images: Path, tmp_path: Path, damage: str | None
+) -> None:
+    if damage == "manifest":
+        (own / "dataset.json").write_text("{")
+    elif damage is not None:
+        shutil.rmtree(own)
+        _stop(4, ["build", str(images), str(own), "--shard-bytes", "40kB", "--workers", "1"])
+    if damage == "unfinished, without records":  # it was killed before its first shard was noted
+        for path in (own / ".build").glob("*.json"):
+            path.unlink()
+    guests = _guests(own)
+    assert len(guests) > 3
+    fresh = tmp_path / "fresh"
+    build(images / "train", fresh, Settings(seed=3), workers=1)  # fewer shards, no val
+    build(images / "train", own, Settings(seed=3), workers=1, overwrite=True)
+    assert _of_others(own, fresh) == guests
+    assert verify(fresh, jobs=1) == []
+
+
+@pytest.mark.parametrize("at", [0, 3, 8, 12])
+def test_a_kill_amid_the_removal_leaves_no_shard_behind(
+    own: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    guests, real, left = _guests(own), Path.unlink, [at]
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if own in path.parents and ".build" not in path.parts:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        real(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            build(images / "train", own, Settings(seed=3), workers=1, overwrite=True)
+    build(images / "train", own, Settings(seed=3), workers=1, overwrite=True)
+    build(images / "train", tmp_path / "fresh", Settings(seed=3), workers=1)
+    assert _of_others(own, tmp_path / "fresh") == guests
+
+
+def test_a_dataset_in_a_bucket_is_replaced_and_others_shards_stay(own: Path, images: Path, s3: str) -> None:
+    url = f"{s3}/{uuid.uuid4().hex}"
+    fs = fsspec.filesystem("s3")
+    _guests(own)
+    fs.put(str(own), url, recursive=True)
+    build(images / "train", url, Settings(seed=3), workers=1, overwrite=True)
+    fs.invalidate_cache()
+    names = {name.partition("/")[2].partition("/")[2] for name in fs.find(url)}
+    assert {name for name in names if name.startswith("val/")} == set()
+    assert {"backup/shard-000000.tar", "backup/index.parquet", "train/shard-mine.tar"} <= names
+    assert all("not listed" in problem for problem in verify(url))  # what is of others
