@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from shard.apart import refuse_overlap
 from shard.dataset import MANIFEST, Dataset, Split, read_split
 from shard.duplicates import find_duplicates
 from shard.errors import FeedlineError
@@ -20,14 +20,23 @@ from shard.execute import Workers, start_workers
 from shard.holdout import hold_out
 from shard.index import DUPLICATES, REJECTED, REPAIRED, SplitSummary, write_lines, write_manifest, write_split
 from shard.items import Listing
+from shard.limit import allowed_bad, check_bad
 from shard.names import readable
 from shard.pack import Packer, Record, record_name
-from shard.places import Places, begin_plan, locked, refuse_inside, remove_earlier, same_plan
+from shard.places import (
+    SPLIT_NAME,
+    Places,
+    begin_plan,
+    forget_spooled,
+    locked,
+    remove_earlier,
+    require_ours,
+    same_plan,
+)
 from shard.plan import Settings, ShardJob, SplitPlan, all_jobs, fingerprint, plan, take_subset
 from shard.sources import Source, open_source
 from shard.storage import is_remote, names_in, remove_tree, storage_errors, write_whole
 
-_SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 Progress = Callable[
     [str, int, int], None
 ]  # what is done, how much of it is, and how much there is in this run
@@ -83,7 +92,7 @@ def build(
         workers: processes; None: one more than cores. Does not change a single byte of the result.
         scheduler: address of a Dask scheduler to work on instead; all its machines must reach source and destination.
         max_bad: rejected images allowed, a count or a percentage of all; `Listing.lost` count, too.
-        overwrite: remove an earlier dataset or unfinished build in `destination` first.
+        overwrite: remove an earlier dataset or unfinished build in `destination`, once the new one is planned.
         staging: local folder for files under way to a URL; None: one below the system's temporary folder.
         progress: called as the work goes on.
 
@@ -93,31 +102,28 @@ def build(
     settings = settings or Settings()
     if settings.shard_bytes < 1:
         raise FeedlineError(f"shard_bytes is {settings.shard_bytes}; it must be at least 1")
-    _allowed_bad(max_bad, 0)
+    allowed_bad(max_bad, 0)
     places = Places.of(destination, staging)
-    refuse_inside(source.root if isinstance(source, Source) else str(source), places.target)
     opened = source if isinstance(source, Source) else open_source(str(source))
+    refuse_overlap(opened, places.target)
     identity = fingerprint(opened.stamp(times=False), settings)
-    with locked(places):
+    with locked(places), ExitStack() as refused:
         if overwrite:
-            remove_earlier(places)
-        if (places.target / MANIFEST).exists():
+            require_ours(places.target)
+            forget_spooled(places)
+            refused.callback(forget_spooled, places)  # what is there stays as it is
+        elif (places.target / MANIFEST).exists():
             return _already_complete(places, identity)
         plan_identity = fingerprint(opened.stamp(times=True), settings)
-        same_plan(places, plan_identity)
+        if not overwrite:
+            same_plan(places, plan_identity)
         with start_workers(workers, scheduler) as pool:
-            listing = _list(opened, places.staging, pool, progress)
-            lost = listing.lost
-            _check_bad(lost, _allowed_bad(max_bad, len(lost) + sum(map(len, listing.splits.values()))))
-            if settings.val is not None:
-                hold_out(listing, settings.val, settings.seed)
-            if settings.subset is not None:
-                take_subset(listing, settings.subset)
-                lost = []  # they are of the whole, and not of the part
-            listing.readable = listing.readable or readable(listing.classes)
-            plans = plan(listing, settings)
-            begin_plan(places, plan_identity)
-            allowed = _allowed_bad(max_bad, len(lost) + sum(len(one.order) for one in plans))
+            listing, plans, lost = _look(opened, settings, max_bad, places.staging, pool, progress)
+            allowed = allowed_bad(max_bad, len(lost) + sum(len(one.order) for one in plans))
+            if overwrite:  # only now: whatever is wrong with source and settings has been said
+                remove_earlier(places)
+            refused.pop_all()
+            begin_plan(places, plan_identity, listing.splits)
             kept = _pack(plans, listing, settings, places, pool, lost, allowed, progress)
         result = _finish(plans, listing, settings, identity, places, kept)
         remove_tree(places.records)
@@ -152,17 +158,20 @@ def _already_complete(places: Places, identity: str) -> Result:
     )
 
 
-def _allowed_bad(text: str, total: int) -> int:
-    try:
-        allowed = int(float(text[:-1]) / 100 * total) if text.endswith("%") else int(text)
-        negative = text.startswith("-")
-    except ValueError as error:
-        raise FeedlineError(
-            f"max_bad is {text!r}; give a count such as 20 or a share such as 0.1%"
-        ) from error
-    if negative:
-        raise FeedlineError(f"max_bad is {text!r}; it must not be negative")
-    return allowed
+def _look(
+    source: Source, settings: Settings, max_bad: str, staging: Path, pool: Workers, progress: Progress
+) -> tuple[Listing, list[SplitPlan], list[dict[str, str]]]:
+    """List the samples, and decide where each goes; returns, too, what of them is lost already."""
+    listing = _list(source, staging, pool, progress)
+    lost = listing.lost
+    check_bad(lost, allowed_bad(max_bad, len(lost) + sum(map(len, listing.splits.values()))))
+    if settings.val is not None:
+        hold_out(listing, settings.val, settings.seed)
+    if settings.subset is not None:
+        take_subset(listing, settings.subset)
+        lost = []  # they are of the whole, and not of the part
+    listing.readable = listing.readable or readable(listing.classes)
+    return listing, plan(listing, settings), lost
 
 
 def _list(source: Source, staging: Path, pool: Workers, progress: Progress) -> Listing:
@@ -173,7 +182,7 @@ def _list(source: Source, staging: Path, pool: Workers, progress: Progress) -> L
 
     listing = source.listing(run)
     for split in listing.splits:
-        if not _SPLIT_NAME.fullmatch(split):
+        if not SPLIT_NAME.fullmatch(split):
             raise FeedlineError(f"split is named {split!r}; use letters, digits, - and _")
     return listing
 
@@ -185,7 +194,7 @@ def _pack(
     places: Places,
     pool: Workers,
     lost: list[dict[str, str]],
-    allowed_bad: int,
+    allowed: int,
     progress: Progress,
 ) -> int:
     """Write the shards that are not there yet; returns how many were."""
@@ -200,7 +209,7 @@ def _pack(
             todo.append((one, number))
             continue
         bad += _record(places, one, number).rejected
-    _check_bad(bad, allowed_bad)
+    check_bad(bad, allowed)
     packer = Packer(
         listing.reader, listing.classes, settings.images, places.target, places.records, places.staging
     )
@@ -212,17 +221,8 @@ def _pack(
         bad += outcome.rejected
         done += images
         progress("packing images", done, total)
-        _check_bad(bad, allowed_bad)
+        check_bad(bad, allowed)
     return sum(map(len, plans)) - len(todo)
-
-
-def _check_bad(bad: list[dict[str, str]], allowed: int) -> None:
-    if len(bad) > allowed:
-        named = "; ".join(f"{row['source']}: {row['reason']}" for row in bad[:5])
-        raise FeedlineError(
-            f"{len(bad)} images rejected, more than the {allowed} that --max-bad allows ({named}); repair or remove "
-            "them, or run again with a higher --max-bad"
-        )
 
 
 def _record(places: Places, one: SplitPlan, number: int) -> Record:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,12 @@ from pathlib import Path
 from shard.dataset import FORMAT, INDEX, MANIFEST, STAGING
 from shard.errors import FeedlineError
 from shard.index import CHECKSUMS, DUPLICATES, REJECTED, REPAIRED
-from shard.storage import is_remote, location, names_in, remove_tree, storage_errors, write_whole
+from shard.storage import is_remote, location, names_in, storage_errors, write_whole
+
+SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SPLITS = "splits"  # a file among the records
+_SHARD = re.compile(r"shard-\d{6,}\.(tar|idx)")
+_RECORD = re.compile(r"([A-Za-z0-9_-]+)-shard-\d{6,}\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +57,6 @@ class Places:
         return cls(target, target / STAGING, Path(staging or tempfile.gettempdir(), name))
 
 
-def refuse_inside(source: str, target: Path) -> None:
-    """Make sure that a build does not write into its source.
-
-    Raises:
-        FeedlineError: it would.
-    """
-    if "://" in source or is_remote(target):
-        return
-    root = Path(source).resolve()
-    if root == target.resolve() or root in target.resolve().parents:
-        raise FeedlineError(f"destination {target} lies in the source {root}; choose a folder outside of it")
-
-
 @contextmanager
 def locked(places: Places) -> Iterator[None]:
     """Hold the build's lock; the system releases it when the process ends, however it ends."""
@@ -94,28 +87,99 @@ def locked(places: Places) -> Iterator[None]:
                     target.rmdir()
 
 
+def forget_spooled(places: Places) -> None:
+    """Remove what an earlier build laid out of its source; records stay, and with them its finished shards."""
+    with storage_errors("remove files in", places.staging):
+        for path in places.staging.iterdir():
+            if path.name != "lock" and not _is_record(path.name):
+                path.unlink()
+
+
 def remove_earlier(places: Places) -> None:
-    """Remove only what a build makes, the manifest first: nobody shall open half a dataset.
+    """Remove only what a build made, the manifest first: nobody shall open half a dataset.
+
+    What this build has spooled of its source stays, and so do folders that are of no split.
 
     Raises:
         FeedlineError: the target's shards were made by somebody else, or it cannot be written to.
     """
     target = places.target
-    _require_ours(target)
+    require_ours(target)
+    made = _made(places)
+    # Kept until the next plan: whatever ends this, the same command goes on, and knows where shards may be left.
+    _note_splits(places, made)
     with storage_errors("remove files in", target):
         for name in (MANIFEST, CHECKSUMS, REJECTED, REPAIRED, DUPLICATES):
             (target / name).unlink(missing_ok=True)
-        for pattern in ("*/shard-*.tar", "*/shard-*.idx", f"*/{INDEX}"):
-            for path in list(target.glob(pattern)):
-                path.unlink()
-        if is_remote(target):
-            remove_tree(places.records)
-        for path in places.staging.iterdir():
-            if path.name != "lock":
-                path.unlink()
+        # Records before the shards: none shall speak of one that is gone.
+        for name in filter(_is_record, names_in(places.records) - {_SPLITS}):
+            (places.records / name).unlink()
+        for split, names in made.items():
+            for name in names:
+                (target / split / name).unlink(missing_ok=True)
 
 
-def _require_ours(target: Path) -> None:
+def _made(places: Places) -> dict[str, set[str]]:
+    """Files of an earlier dataset or unfinished build by split: as its manifest says, else by their names."""
+    target = places.target
+    listed = _shards_listed(target / MANIFEST)
+    if listed is not None and not (places.records / _SPLITS).exists():
+        return {
+            split: {INDEX, *shards, *(f"{Path(shard).stem}.idx" for shard in shards)}
+            for split, shards in listed.items()
+        }
+    splits = {*(listed or {}), *_splits_begun(places)}
+    with storage_errors("read", target / CHECKSUMS):
+        if listed is None and (target / CHECKSUMS).exists():  # of a dataset whose manifest is damaged
+            lines = (target / CHECKSUMS).read_text(errors="replace").splitlines()
+            splits |= {line[66:].partition("/")[0] for line in lines if "/" in line[66:]}
+    return {
+        split: {name for name in names_in(target / split) if name == INDEX or _SHARD.fullmatch(name)}
+        for split in splits
+        if SPLIT_NAME.fullmatch(split)
+    }
+
+
+def _shards_listed(path: Path) -> dict[str, list[str]] | None:
+    """Names of the shards of each split in a manifest; None: there is none, or it is damaged."""
+    if not path.exists():
+        return None
+    with storage_errors("read", path):
+        text = path.read_bytes()
+    try:
+        found = {
+            split: [str(shard["name"]) for shard in about["shards"]]
+            for split, about in json.loads(text)["splits"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    names = [name for shards in found.values() for name in shards]
+    whole = all(map(SPLIT_NAME.fullmatch, found)) and all(map(_SHARD.fullmatch, names))
+    return found if whole else None
+
+
+def _splits_begun(places: Places) -> set[str]:
+    """Splits of an unfinished build, as noted, and as its records of finished shards say."""
+    there = names_in(places.records)
+    found = {match[1] for name in there if (match := _RECORD.fullmatch(name))}
+    if _SPLITS in there:
+        path = places.records / _SPLITS
+        with storage_errors("read", path):
+            found |= set(path.read_text().split())
+    return found
+
+
+def _is_record(name: str) -> bool:
+    """Whether a file in a local build's only folder is of what is finished, and not spooled or under way."""
+    return name in ("plan", _SPLITS) or _RECORD.fullmatch(name) is not None
+
+
+def require_ours(target: Path) -> None:
+    """Make sure that --overwrite may replace what is in the target.
+
+    Raises:
+        FeedlineError: it was made by somebody else.
+    """
     path = target / MANIFEST
     with storage_errors("read", path):
         text = path.read_text(errors="replace") if path.exists() else "null"
@@ -152,7 +216,17 @@ def same_plan(places: Places, identity: str) -> None:
         )
 
 
-def begin_plan(places: Places, identity: str) -> None:
-    """Note whose the records in the target are."""
-    with write_whole(places.records / "plan", places.staging) as file:
-        file.write(identity.encode())
+def begin_plan(places: Places, identity: str, splits: Iterable[str]) -> None:
+    """Note whose the records in the target are, and in which folders its shards will lie."""
+    _note_splits(places, splits)
+    _note(places, "plan", identity)
+
+
+def _note_splits(places: Places, splits: Iterable[str]) -> None:
+    """Note in which folders there may be shards of an unfinished build or of a dataset that is being removed."""
+    _note(places, _SPLITS, "\n".join(splits))
+
+
+def _note(places: Places, name: str, text: str) -> None:
+    with write_whole(places.records / name, places.staging) as file:
+        file.write(text.encode())
