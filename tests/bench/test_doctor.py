@@ -11,8 +11,9 @@ import torch
 
 from bench.__main__ import main
 from bench.bottleneck import BOTTLENECKS, Costs, judge
-from bench.doctor import Plan, diagnose
+from bench.doctor import Plan, _Clinic, diagnose
 from bench.doctor_record import suggestion
+from bench.page_cache import Eviction
 from bench.prescription import prescription
 from bench.remedies import Change, Remedies, Setup, fewer_operations
 from bench.samples import Sample, pack, take_sample
@@ -186,6 +187,51 @@ def test_a_cold_page_cache_is_cold_for_training_too(
     # An epoch is one batch: training has at least two rounds of a lead-in of six and a step.
     assert evicted.count("epoch") >= 2 * 7
     assert 0 <= record["waits"]["read_wait_share"] <= record["waits"]["wait_share"] <= 1
+
+
+def clinic(data: str, folder: Path, **images: object) -> _Clinic:
+    made = {"batch_size": 16, "size": 16, "loader_backend": "torch", **images}
+    config = Config(data=data, input=InputConfig(**made), model=ModelConfig(arch=TINY))
+    return _Clinic(Plan(config=config, repeats=1, seconds=0.001), torch.device("cpu"), folder)
+
+
+def test_what_is_compared_has_epochs_as_long(dataset: Dataset, tmp_path: Path) -> None:
+    one = clinic(str(dataset.root), tmp_path)
+    repacked = one.remedies()._packed(pack(one.sample, tmp_path / "same", None))
+    larger = one.setup.input(batch_size=32)
+    for setup in (one.setup, repacked, larger):  # 63 images are 3 batches, or one
+        with contextlib.closing(one.train("x", "x", setup)) as stage:
+            assert len(stage.loader) >= 1000
+
+
+def test_a_store_is_not_repeated_and_what_lies_beside_it_is_as_long(dataset: Dataset, tmp_path: Path) -> None:
+    with SlowServer(Path(dataset.root)) as server:
+        # Repeated, an epoch would hold all shards at the same time, which this cache cannot.
+        size_gb = sum(dataset.split("train").shard_bytes) / 1e9  # half of a cache may be held
+        few = {"shuffle": "window", "window": 1, "lanes": 1, "cache": tmp_path / "cache", "cache_gb": size_gb}
+        one = clinic(server.url, tmp_path, **few)
+        quarter = Sample(one.sample.ids[:17], one.sample.encoded[:17], one.sample.split)
+        repacked = one.remedies()._packed(pack(quarter, tmp_path / "same", None))
+        for setup, steps in ((one.setup, 63 // 16), (repacked, 4 * 17 // 16)):
+            with contextlib.closing(one.train("x", "x", setup)) as stage:
+                assert len(stage.loader) == steps
+                assert stage.step() == (16, 0)
+
+
+def test_a_split_that_is_repeated_is_evicted_after_every_pass(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evicted: list[int] = []
+    monkeypatch.setattr("bench.doctor.evict", lambda split: evicted.append(len(split)))
+    one = clinic(str(dataset.root), tmp_path)
+    one._eviction = Eviction(one.split)
+    with contextlib.closing(one.train("x", "x", one.setup)) as stage:
+        found = [len(evicted) for _ in range(8) if stage.step()]
+    assert found == [1, 1, 1, 2, 2, 2, 3, 3]  # 3 batches of 16 out of 63 images
+    evicted.clear()
+    repacked = one.remedies()._packed(pack(one.sample, tmp_path / "same", None))
+    with contextlib.closing(one.train("x", "x", repacked)) as stage:
+        assert [len(evicted) for _ in range(8) if stage.step()] == [1] * 8
 
 
 def test_a_suggestion_is_made_only_where_the_interval_says_so() -> None:
