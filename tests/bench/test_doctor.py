@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.__main__ import main
-from bench.bottleneck import BOTTLENECKS, Costs, judge
+from bench.bottleneck import BOTTLENECKS, Costs, Verdict, judge
 from bench.doctor import Plan, _Clinic, diagnose
 from bench.doctor_record import suggestion
 from bench.page_cache import Eviction
@@ -19,11 +19,13 @@ from bench.remedies import Change, Remedies, Setup, fewer_operations
 from bench.samples import Sample, pack, take_sample
 from bench.slow_server import SlowServer
 from bench.storage import Fetch
+from shard.__main__ import main as shard_main
 from shard.dataset import Dataset
 from tests.bench.planted import TINY, slow_link
 from tests.bench.test_bottleneck import CPU
 from train.config import Config
 from train.inputs import InputConfig
+from train.losses import LossConfig
 from train.model import ModelConfig
 
 
@@ -232,6 +234,34 @@ def test_a_split_that_is_repeated_is_evicted_after_every_pass(
     repacked = one.remedies()._packed(pack(one.sample, tmp_path / "same", None))
     with contextlib.closing(one.train("x", "x", repacked)) as stage:
         assert [len(evicted) for _ in range(8) if stage.step()] == [1] * 8
+
+
+@pytest.mark.parametrize("bottleneck", ["storage", "decode"])
+def test_of_a_multi_label_dataset_what_would_be_packed_anew_is_not_tried(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bottleneck: str
+) -> None:
+    rows = [
+        f"{path},{'ant|bee' if i % 2 else ''}" for i, path in enumerate(sorted(images.glob("train/*/*.jpg")))
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    data = tmp_path / "data"
+    assert (
+        shard_main(["build", str(tmp_path / "list.csv"), str(data), "--multi-label", "--workers", "1"]) == 0
+    )
+    monkeypatch.setattr("bench.doctor.judge", lambda costs: Verdict(bottleneck, 1, 1, 1.0, 1.0, uneven=False))
+    config = Config(
+        data=str(data), input=InputConfig(batch_size=16, size=16), model=ModelConfig(arch=TINY),
+        loss=LossConfig(loss="bce"),
+    )  # fmt: skip
+    plan = Plan(config=config, repeats=1, seconds=0.001, verify=False)
+    record = diagnose(plan, torch.device("cpu"), lambda text: None)
+    assert record["verdict"]["bottleneck"] == bottleneck
+    packed = [s for s in record["suggestions"] if s["how"].startswith(("faster storage", "smaller images"))]
+    assert len(packed) == (3 if bottleneck == "storage" else 2)
+    assert all(not s["can_be_tried"] and "several classes" in s["rests_on"] for s in packed)
+    assert not any("measured with" in s["how"] for s in packed)
+    assert len(record["suggestions"]) > len(packed)
+    assert "Not to be tried here:\n  - " in prescription(record)
 
 
 def test_a_suggestion_is_made_only_where_the_interval_says_so() -> None:
