@@ -18,6 +18,7 @@ import torch
 from bench.bottleneck import Costs, judge
 from bench.doctor_record import figures, medians, milliseconds, rounded, suggestion
 from bench.intervals import ratio_interval
+from bench.long_epochs import in_passes, with_long_epochs
 from bench.measure import Series, Stage, measure
 from bench.page_cache import Eviction, available_bytes, can_evict, evict, state
 from bench.parts import Copy, HostToDevice, Prepare, Train, Windows, device_copy
@@ -35,6 +36,7 @@ from train.build import length_of, make_step
 from train.config import Config, to_dict
 from train.distributed import World
 from train.environment import environment
+from train.inputs import num_samples
 from train.step import TrainStep
 from train.synthetic import synthetic_batch
 
@@ -113,6 +115,7 @@ class _Clinic:
         self.setup = Setup(config=plan.config)
         self.input = plan.config.input
         self.dataset = Dataset.open(str(plan.config.data))
+        num_samples(self.input, self.dataset)  # raises where it is too small, which repeating would hide
         self.split = self.dataset.split(self.input.train_split)
         self.remote = is_remote(self.split)
         self.backend = resolve_backend(self.input.loader_backend, device)
@@ -134,7 +137,7 @@ class _Clinic:
             self._eviction()
 
     def _begin(self) -> None:
-        """Before every epoch: the one before has read the split."""
+        """Before every pass of the data: the one before has read the split."""
         if self._eviction is not None:
             evict(self.split)
 
@@ -192,17 +195,26 @@ class _Clinic:
         return torch.zeros(size, dtype=torch.uint8, pin_memory=pinned)
 
     def train(self, name: str, title: str, setup: Setup) -> Train:
-        """Training on real data with a setup."""
+        """Training on real data with a setup; on all alike in long epochs, on a few images packed anew, too."""
         images = setup.config.input
-        dataset = Dataset.open(str(setup.config.data))
+        # A store's shards are held until their last use in an epoch: repeated, all at a time. So that split stays as
+        # it is, and what is measured beside it has as many images an epoch.
+        most = len(self.split) if self.remote else None
+        dataset = with_long_epochs(
+            Dataset.open(str(setup.config.data)), images.train_split, images.batch_size, most
+        )
         loader = Loader(
             dataset, images.train_split, images.train_transform(), batch_size=images.batch_size,
-            shuffle=images.order(), drop_last=True, device=self.device, backend=images.loader_backend,
-            threads=images.loader_threads, prefetch=setup.prefetch, cache=self._cache(dataset, name),
+            shuffle=in_passes(images.order(), dataset.times), drop_last=True, device=self.device,
+            backend=images.loader_backend, threads=images.loader_threads, prefetch=setup.prefetch,
+            cache=self._cache(dataset, name),
         )  # fmt: skip
         # On a GPU the loader copies, beside the step before.
         copy = self.copy if self.device.type == "cpu" else None
-        return Train(name, title, self._step(setup), loader, copy, self._begin)
+        # Images packed anew do not read the split.
+        repeated = dataset.times > 1 and dataset.root == self.dataset.root
+        every = len(self.split) // images.batch_size if repeated else None
+        return Train(name, title, self._step(setup), loader, copy, self._begin, every)
 
     def _cache(self, dataset: Dataset, name: str) -> ShardCache | None:
         """A cache as large as the training's, and empty."""

@@ -7,12 +7,14 @@ nobody sees that; with 500 images and batches of 400 it would happen in every st
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from loader.order import Ids, Order
 from shard.dataset import Dataset, Split
 
 _STEPS = 100, 1000  # of an epoch: at least, and where memory allows
@@ -44,9 +46,46 @@ class LongEpochs(Dataset):
         return dataclasses.replace(split, keys=keys, **repeated)
 
 
-def with_long_epochs(dataset: Dataset, split: str, global_batch: int) -> LongEpochs:
-    """Repeat a split until its epoch has 1,000 batches, or fewer where the batches are large, but at least 100."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes(Order):
+    """The order of a dataset with long epochs that takes every sample once before it takes any again.
+
+    An `Order` knows nothing of repetitions: by "window" it would read a few shards over and over, from memory.
+
+    Attributes:
+        times: repetitions of the dataset.
+    """
+
+    times: int = 1
+
+    def draws(self, shard: npt.NDArray[np.int32], seed: int, epoch: int, label: Ids | None = None) -> Ids:
+        """See `Order.draws`; passes are ordered as epochs are."""
+        rows = len(shard)
+        once, label = rows // self.times, label if label is None else label[: rows // self.times]
+        passes = []
+        for number in range(self.times):
+            drawn = Order.draws(self, shard[:once], seed, epoch * self.times + number, label)
+            # Numbers repeated augmentation anew: after all rows come their second repetitions.
+            passes.append(drawn % once + number * once + drawn // once * rows)
+        return np.concatenate(passes)
+
+
+def in_passes(order: Order, times: int) -> Passes:
+    """An order for a dataset that is repeated so many times."""
+    return Passes(**asdict(order), times=times)
+
+
+def with_long_epochs(dataset: Dataset, split: str, global_batch: int, most: int | None = None) -> LongEpochs:
+    """Repeat a split until its epoch has 1,000 batches, or fewer where the batches are large, but at least 100.
+
+    Args:
+        dataset: that has the split.
+        split: its name.
+        global_batch: images of one step on all ranks.
+        most: images of an epoch from which on it is repeated no further; None: as many as it takes.
+    """
     least, wanted = _STEPS
     samples = global_batch * max(least, min(wanted, _ROWS // global_batch))
+    samples = samples if most is None else min(samples, most)
     times = -(-samples // max(1, len(dataset.split(split))))
     return LongEpochs(dataset.root, dataset.classes, dataset.fingerprint, dataset.manifest, times)

@@ -21,8 +21,10 @@ import torch
 from torch.nn import functional as F
 
 from bench.intervals import ratio_figures
+from bench.long_epochs import with_long_epochs
 from bench.measure import Series, Stage, measure
 from bench.report import ratio_lines
+from bench.samples import is_remote
 from bench.stages import LR, endless_batches, synchronize
 from loader import Batch, Loader
 from shard.dataset import Dataset
@@ -31,7 +33,7 @@ from train.config import Config, to_dict
 from train.distributed import World
 from train.engine import WARMUP_STEPS
 from train.environment import environment
-from train.inputs import train_loader
+from train.inputs import InputConfig, num_samples, train_loader
 from train.loss_window import LossWindow, StepRecord
 from train.meter import Meter
 from train.mix import Mixing
@@ -197,7 +199,9 @@ def overhead(
     with ExitStack() as stack:
         stages: list[Stage] = [reference, Ours(step, itertools.repeat(batch), config)]
         if dataset is not None:
-            loader = stack.enter_context(train_loader(config.input, dataset, config.seed, 1, world))
+            loader = stack.enter_context(
+                train_loader(config.input, _repeated(dataset, config.input), config.seed, 1, world)
+            )
             stages.append(Ours(step, endless_batches(loader), config, loader))
         series = measure(stages, repeats, seconds, say)
     found = {one.name: one for one in series}
@@ -219,6 +223,17 @@ def overhead(
         "stages": [_figures(one) for one in series],
         **ratio_figures(ratios),
     }  # fmt: skip
+
+
+def _repeated(dataset: Dataset, images: InputConfig) -> Dataset:
+    """A small split with long epochs, as `bench throughput` takes it: both give the feed ratio.
+
+    A store's is not repeated: its shards would be held for a whole epoch.
+    """
+    num_samples(images, dataset)  # raises where it is too small, which repeating would hide
+    if is_remote(dataset.split(images.train_split)):
+        return dataset
+    return with_long_epochs(dataset, images.train_split, images.batch_size)
 
 
 def table(record: dict[str, Any]) -> str:

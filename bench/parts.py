@@ -136,17 +136,18 @@ class Train:
         loader: closed with the stage.
         copy: between loader and step, where the loader does not give batches on the device.
         begin: called before every epoch, such as `page_cache.evict`.
+        every: batches after which it is called within an epoch, too: one pass of a dataset that is repeated.
     """
 
     lead_in = 6  # uses up what was prefetched while waiting
 
     def __init__(
         self, name: str, title: str, train_step: TrainStep, loader: Loader, copy: Copy | None = None,
-        begin: Callable[[], None] = lambda: None,
+        begin: Callable[[], None] = lambda: None, every: int | None = None,
     ) -> None:  # fmt: skip
         self.name, self.title = name, title
         self._train_step, self.loader, self._copy = train_step, loader, copy
-        self._batches = endless_batches(loader, begin)
+        self._batches = endless_batches(loader, begin, every)
         self._marks: list[tuple[float, float, float]] = []
 
     def step(self) -> tuple[int, int]:

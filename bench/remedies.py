@@ -21,6 +21,9 @@ _EVALUATED = 256 / 224  # shorter side of the usual evaluation, over the crop's
 _CAREFUL = 400 / 224  # what FFCV packs ImageNet at for crops of 224 pixels (its rn50 configurations)
 _WORTH = 1.15  # times a size that images must have for a reduction to be worth trying
 _READERS = 4  # the most threads that read, as in loader.loader
+_SEVERAL = (
+    "nothing yet: it is tried on some images packed anew, which is not done with those of several classes"
+)
 _DEEP = 8  # batches of prefetch, as much as the loader itself would take
 
 
@@ -102,12 +105,15 @@ class Remedies:
         return found
 
     def _storage(self, costs: Costs) -> Iterator[Change]:
-        at_hand = pack(self._sample, self._scratch / "at-hand", None)
-        yield Change(
-            how="faster storage: copy the dataset to a local disk or into memory, or give a cache that holds all of it "
-            "(--cache FOLDER --cache-gb N); measured with some images in the page cache",
-            setup=self._packed(at_hand),
-        )
+        faster = "faster storage: copy the dataset to a local disk or into memory, or give a cache that "
+        faster += "holds all of it (--cache FOLDER --cache-gb N)"
+        if self._several:
+            yield Change(how=faster, rests_on=_SEVERAL)
+        else:
+            at_hand = pack(self._sample, self._scratch / "at-hand", None)
+            yield Change(
+                how=f"{faster}; measured with some images in the page cache", setup=self._packed(at_hand)
+            )
         if self._setup.config.input.shuffle == "global":
             yield Change(
                 how="read a few shards at a time: --shuffle window",
@@ -196,15 +202,25 @@ class Remedies:
             side = round(images.size * factor)
             if images.crop != "random-resized" or short <= _WORTH * side:
                 continue
+            how = f"smaller images at packing: python -m shard build --short-side {side} "
+            how += f"(the median is {short:.0f} px now)"
+            caution = "crops of a small part of an image are made from fewer pixels"
+            if self._several:
+                yield Change(how=how, rests_on=_SEVERAL, caution=caution)
+                continue
             small = pack(self._sample, self._scratch / f"short-{side}", side)
             share = float(Dataset.open(small).split("train").size.mean()) / self._sample.mean_bytes
             yield Change(
-                how=f"smaller images at packing: python -m shard build --short-side {side} "
-                f"(the median is {short:.0f} px now)",
+                how=how,
                 setup=None if elsewhere else self._packed(small),
                 rests_on=f"they take {share:.0%} of the bytes" if elsewhere else "",
-                caution="crops of a small part of an image are made from fewer pixels",
+                caution=caution,
             )
+
+    @property
+    def _several(self) -> bool:
+        """Whether images have several classes, or none; `pack` makes a folder per class."""
+        return self._sample.split.lists is not None
 
     def _more_work_at_once(self, costs: Costs) -> Iterator[Change]:
         threads, cores = self._setup.threads, usable_cores()

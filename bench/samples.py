@@ -84,7 +84,7 @@ def pack(sample: Sample, folder: Path, short_side: int | None) -> Path:
     """Build a dataset of the images in memory, reduced to a shorter side; returns its folder.
 
     Raises:
-        FeedlineError: it cannot be built.
+        FeedlineError: it cannot be built, or the images have several classes each.
     """
     source = folder.with_name(folder.name + "-images")
     for row, (sample_id, encoded) in enumerate(zip(sample.ids.tolist(), sample.encoded, strict=True)):

@@ -176,11 +176,16 @@ class Real:
         self._loader.close()
 
 
-def endless_batches(loader: Loader, begin: Callable[[], None] = lambda: None) -> Iterator[Batch]:
-    """Batches of one epoch after another; `begin` is called before each."""
+def endless_batches(
+    loader: Loader, begin: Callable[[], None] = lambda: None, every: int | None = None
+) -> Iterator[Batch]:
+    """Batches of one epoch after another; `begin` is called before each, and after `every` so many of its batches."""
     while True:
         begin()
-        yield from loader
+        for number, batch in enumerate(loader, 1):
+            yield batch
+            if every is not None and number % every == 0:
+                begin()
 
 
 def train_on(train_step: TrainStep, batch: Batch) -> int:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,8 +26,8 @@ from bench.accelerator import (
 from bench.accelerator_ranks import _Meeting, _Shared
 from bench.accelerator_report import verdict
 from bench.accelerator_run import _search
-from bench.long_epochs import with_long_epochs
-from loader import RandomResizedCrop
+from bench.long_epochs import in_passes, with_long_epochs
+from loader import Order, RandomResizedCrop
 from shard.dataset import Dataset
 from tests.bench.made_up_loader import BATCH, Clock, steady
 
@@ -166,6 +167,31 @@ def test_repeated_rows_get_other_crops(dataset: Dataset) -> None:
     ids = [3, len(once) + 3]
     first, second = RandomResizedCrop(size=32).params(0, 0, ids, split.width[ids], split.height[ids]).window
     assert first.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize("order", [Order(shuffle="global"), Order(shuffle="window", window=1, lanes=2)])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_passes_take_every_sample_once(dataset: Dataset, order: Order, repeats: int) -> None:
+    shard = np.tile(dataset.split("train").shard, 4)
+    drawn = in_passes(replace(order, repeats=repeats), 4).draws(shard, 0, 0)
+    assert len(np.unique(drawn)) == 4 * 63  # other crops every time
+    for number in range(4):
+        one = drawn[63 * number :][:63]
+        assert np.bincount(one % 63).max() == repeats
+        assert (one % 252 // 63 == number).all()
+    assert not np.array_equal(drawn[:63] % 63, drawn[63:126] % 63)
+
+
+def test_passes_balance_as_epochs_do() -> None:
+    label = np.array([0] * 6 + [1] * 2)
+    order = in_passes(Order(shuffle="global", balance=1.0), 3)
+    drawn = order.draws(np.zeros(24, np.int32), 0, 0, np.tile(label, 3))
+    assert [np.bincount(label[one % 8]).tolist() for one in np.split(drawn, 3)] == [[4, 4]] * 3
+
+
+def test_long_epochs_end_where_they_are_told(dataset: Dataset) -> None:
+    assert with_long_epochs(dataset, "train", 8, most=63).times == 1
+    assert with_long_epochs(dataset, "train", 8, most=64).times == 2
 
 
 def test_large_batches_do_not_make_a_large_index(dataset: Dataset) -> None:

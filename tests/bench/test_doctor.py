@@ -10,19 +10,22 @@ import pytest
 import torch
 
 from bench.__main__ import main
-from bench.bottleneck import BOTTLENECKS, Costs, judge
-from bench.doctor import Plan, diagnose
+from bench.bottleneck import BOTTLENECKS, Costs, Verdict, judge
+from bench.doctor import Plan, _Clinic, diagnose
 from bench.doctor_record import suggestion
+from bench.page_cache import Eviction
 from bench.prescription import prescription
 from bench.remedies import Change, Remedies, Setup, fewer_operations
 from bench.samples import Sample, pack, take_sample
 from bench.slow_server import SlowServer
 from bench.storage import Fetch
+from shard.__main__ import main as shard_main
 from shard.dataset import Dataset
 from tests.bench.planted import TINY, slow_link
 from tests.bench.test_bottleneck import CPU
 from train.config import Config
 from train.inputs import InputConfig
+from train.losses import LossConfig
 from train.model import ModelConfig
 
 
@@ -186,6 +189,79 @@ def test_a_cold_page_cache_is_cold_for_training_too(
     # An epoch is one batch: training has at least two rounds of a lead-in of six and a step.
     assert evicted.count("epoch") >= 2 * 7
     assert 0 <= record["waits"]["read_wait_share"] <= record["waits"]["wait_share"] <= 1
+
+
+def clinic(data: str, folder: Path, **images: object) -> _Clinic:
+    made = {"batch_size": 16, "size": 16, "loader_backend": "torch", **images}
+    config = Config(data=data, input=InputConfig(**made), model=ModelConfig(arch=TINY))
+    return _Clinic(Plan(config=config, repeats=1, seconds=0.001), torch.device("cpu"), folder)
+
+
+def test_what_is_compared_has_epochs_as_long(dataset: Dataset, tmp_path: Path) -> None:
+    one = clinic(str(dataset.root), tmp_path)
+    repacked = one.remedies()._packed(pack(one.sample, tmp_path / "same", None))
+    larger = one.setup.input(batch_size=32)
+    for setup in (one.setup, repacked, larger):  # 63 images are 3 batches, or one
+        with contextlib.closing(one.train("x", "x", setup)) as stage:
+            assert len(stage.loader) >= 1000
+
+
+def test_a_store_is_not_repeated_and_what_lies_beside_it_is_as_long(dataset: Dataset, tmp_path: Path) -> None:
+    with SlowServer(Path(dataset.root)) as server:
+        # Repeated, an epoch would hold all shards at the same time, which this cache cannot.
+        size_gb = sum(dataset.split("train").shard_bytes) / 1e9  # half of a cache may be held
+        few = {"shuffle": "window", "window": 1, "lanes": 1, "cache": tmp_path / "cache", "cache_gb": size_gb}
+        one = clinic(server.url, tmp_path, **few)
+        quarter = Sample(one.sample.ids[:17], one.sample.encoded[:17], one.sample.split)
+        repacked = one.remedies()._packed(pack(quarter, tmp_path / "same", None))
+        for setup, steps in ((one.setup, 63 // 16), (repacked, 4 * 17 // 16)):
+            with contextlib.closing(one.train("x", "x", setup)) as stage:
+                assert len(stage.loader) == steps
+                assert stage.step() == (16, 0)
+
+
+def test_a_split_that_is_repeated_is_evicted_after_every_pass(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evicted: list[int] = []
+    monkeypatch.setattr("bench.doctor.evict", lambda split: evicted.append(len(split)))
+    one = clinic(str(dataset.root), tmp_path)
+    one._eviction = Eviction(one.split)
+    with contextlib.closing(one.train("x", "x", one.setup)) as stage:
+        found = [len(evicted) for _ in range(8) if stage.step()]
+    assert found == [1, 1, 1, 2, 2, 2, 3, 3]  # 3 batches of 16 out of 63 images
+    evicted.clear()
+    repacked = one.remedies()._packed(pack(one.sample, tmp_path / "same", None))
+    with contextlib.closing(one.train("x", "x", repacked)) as stage:
+        assert [len(evicted) for _ in range(8) if stage.step()] == [1] * 8
+
+
+@pytest.mark.parametrize("bottleneck", ["storage", "decode"])
+def test_of_a_multi_label_dataset_what_would_be_packed_anew_is_not_tried(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bottleneck: str
+) -> None:
+    rows = [
+        f"{path},{'ant|bee' if i % 2 else ''}" for i, path in enumerate(sorted(images.glob("train/*/*.jpg")))
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    data = tmp_path / "data"
+    assert (
+        shard_main(["build", str(tmp_path / "list.csv"), str(data), "--multi-label", "--workers", "1"]) == 0
+    )
+    monkeypatch.setattr("bench.doctor.judge", lambda costs: Verdict(bottleneck, 1, 1, 1.0, 1.0, uneven=False))
+    config = Config(
+        data=str(data), input=InputConfig(batch_size=16, size=16), model=ModelConfig(arch=TINY),
+        loss=LossConfig(loss="bce"),
+    )  # fmt: skip
+    plan = Plan(config=config, repeats=1, seconds=0.001, verify=False)
+    record = diagnose(plan, torch.device("cpu"), lambda text: None)
+    assert record["verdict"]["bottleneck"] == bottleneck
+    packed = [s for s in record["suggestions"] if s["how"].startswith(("faster storage", "smaller images"))]
+    assert len(packed) == (3 if bottleneck == "storage" else 2)
+    assert all(not s["can_be_tried"] and "several classes" in s["rests_on"] for s in packed)
+    assert not any("measured with" in s["how"] for s in packed)
+    assert len(record["suggestions"]) > len(packed)
+    assert "Not to be tried here:\n  - " in prescription(record)
 
 
 def test_a_suggestion_is_made_only_where_the_interval_says_so() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
@@ -12,7 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from bench.__main__ import main
-from bench.overhead import Ours, Reference
+from bench.overhead import Ours, Reference, overhead
+from bench.stages import endless_batches
+from loader import Batch, Loader
 from shard.dataset import Dataset
 from train.distributed import World
 from train.engine import make_step
@@ -101,6 +104,22 @@ def test_a_batch_too_small_for_batch_norm_is_one_line(
     assert "give --batch-size 2 or more" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_real_data_have_long_epochs(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def spy(loader: Loader) -> Iterator[Batch]:
+        steps.append(len(loader))
+        return endless_batches(loader)
+
+    monkeypatch.setattr("bench.overhead.endless_batches", spy)
+    config = recipe("digits")
+    images = replace(config.input, batch_size=32, size=16, loader_backend="torch")
+    config = replace(config, data=str(dataset.root), input=images)
+    record = overhead(config, CPU, 1, 0.001, lambda text: None)
+    assert steps[0] >= 1000  # 63 images are one batch
+    assert "feed ratio (real / synthetic)" in record["ratios"]
+
+
 def test_command(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "o.json"
     words = (
@@ -122,5 +141,8 @@ def test_command(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture
     record = json.loads(out.read_text())
     assert [len(stage["images_per_s"]) for stage in record["stages"]] == [2, 2, 2]
     assert record["ratios"]["ours / reference"] > 0
+    words = f"overhead --data {dataset.root} --model test_resnet --size 32 --batch-size 64 --device cpu"
+    assert main([*words.split(), "--out", str(out)]) == 1
+    assert "has 63 samples, fewer than batch_size 64" in capsys.readouterr().err.splitlines()[-1]
     assert main(["overhead", "--seconds", "0"]) == 1
     assert "--seconds is 0.0" in capsys.readouterr().err
