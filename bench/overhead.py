@@ -25,7 +25,7 @@ from bench.long_epochs import with_long_epochs
 from bench.measure import Series, Stage, measure
 from bench.report import ratio_lines
 from bench.samples import is_remote
-from bench.stages import LR, endless_batches, synchronize
+from bench.stages import LR, endless_batches, fed_lead_in, synchronize
 from loader import Batch, Loader
 from shard.dataset import Dataset
 from train.build import make_step
@@ -130,8 +130,6 @@ class Ours:
         loader: where the batches come from; None: they are synthetic.
     """
 
-    lead_in = 1
-
     def __init__(
         self, train_step: TrainStep, batches: Iterator[Batch], config: Config, loader: Loader | None = None
     ) -> None:
@@ -139,6 +137,7 @@ class Ours:
             ("ours", "train's step") if loader is None else ("real", "training, real data")
         )
         world = train_step.world
+        self.lead_in = 1 if loader is None else fed_lead_in(world.device)
         self._train_step, self._batches, self._loader = train_step, batches, loader
         # All durations are of a run without end: mixing, which may end earlier, is on.
         self._mixing = Mixing(replace(config.mix, mix_until="100%"), config.seed, Length(1, 1, _ENDLESS))

@@ -116,17 +116,23 @@ def verdict(record: dict[str, Any]) -> str:
 
 
 def decodes_on_gpu(name: str, device: str) -> bool:
-    """Whether a stage decodes on the GPU, so that what the CPU's cores can decode is no bound of it."""
+    """Whether a stage decodes on the GPU: neither the CPU's decoding nor the copy of finished batches bounds it."""
     return name in ("dali", "loader_dali") and device != "cpu"
 
 
 def _loader_cause(rates: dict[str, float], load: float, *, gpu: bool) -> str:
     """What limits the loader in its turn."""
-    decode, read = rates.get("decode"), rates.get("read")
+    decode, read, copy = rates.get("decode"), rates.get("read"), rates.get("copy")
     if read is not None and read < 1.25 * load:
         return f", and reading limits the loader ({read:,.0f} images/s): use faster storage or smaller images"
-    if decode is not None and load > 0.8 * decode and not gpu:
-        return f", and decoding limits the loader (ceiling {decode:,.0f}): use more cores or smaller images"
+    bounds = {
+        "decoding": (decode, "use more cores or smaller images"),
+        "the copy to the GPU": (copy, "decode on the GPU or use smaller images"),
+    }
+    near = [(rate, what, so) for what, (rate, so) in bounds.items() if rate is not None and load > 0.8 * rate]
+    if near and not gpu:
+        rate, what, so = min(near)
+        return f", and {what} limits the loader (ceiling {rate:,.0f}): {so}"
     return ""
 
 

@@ -83,6 +83,6 @@ def _rates(record: dict[str, Any]) -> dict[str, float]:
     """Median rates in the order of the pipeline, of the default loader alone, real training last."""
     rates = {stage["name"]: median(stage["images_per_s"]) for stage in record["stages"]}
     loader = record["default_loader"]
-    apart = "decode" if decodes_on_gpu(loader or "", record["settings"]["device"]) else None
-    names = [loader if name == "loader" else name for name in (*_ORDER, "real") if name != apart]
+    apart = ("decode", "copy") if decodes_on_gpu(loader or "", record["settings"]["device"]) else ()
+    names = [loader if name == "loader" else name for name in (*_ORDER, "real") if name not in apart]
     return {name: rates[name] for name in names if name is not None and name in rates}

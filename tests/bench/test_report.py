@@ -81,6 +81,11 @@ def test_where_the_gpu_decodes_the_cores_are_not_blamed() -> None:
     on_cores = record(**rates) | {"default_loader": "loader_torch"}
     assert "decoding limits the loader (ceiling 3,000)" in verdict(on_cores)
     assert verdict(record(**rates)).endswith("the training step could take 4,000.")
+    slow_copy = rates | {"copy": 2950}
+    assert "the copy to the GPU limits the loader (ceiling 2,950): decode on the GPU" in verdict(
+        record(**slow_copy) | {"default_loader": "loader_torch"}
+    )
+    assert verdict(record(**slow_copy)).endswith("the training step could take 4,000.")
     found = {name: Series(name, name, images_per_s=[rate]) for name, rate in rates.items()}
 
     def above(name: str, device: str) -> str:
@@ -146,6 +151,9 @@ def test_the_roofline_names_the_narrowest_stage(device: str, tmp_path: Path) -> 
         "real",
     ]
     assert [roof(found)[name] for name in ("read", "loader_dali", "synthetic")] == [9e4, 1500, 400]
+    # Nor do finished batches cross the bus then.
+    slow_copy = record(device, **rates, copy=100) | {"default_loader": "loader_dali"}
+    assert narrowest(slow_copy) == ("copy" if device == "cpu" else "synthetic")
     roofline(found, tmp_path / "r.png")
     pixels = np.asarray(Image.open(tmp_path / "r.png").convert("RGB"))
     assert (np.abs(pixels.astype(int) - (0xC0, 0x39, 0x2B)).max(axis=2) < 4).sum() > 500
