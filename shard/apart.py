@@ -7,6 +7,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from fsspec.registry import known_implementations
 
+from shard.dataset import INDEX
 from shard.errors import FeedlineError
 from shard.items import FileReader
 from shard.sources import Source
@@ -31,10 +32,7 @@ def refuse_overlap(source: Source, target: Path) -> None:
     for name in names:
         place = _place(name)
         if any(_lies_in(place, folder) for folder in folders):
-            raise FeedlineError(
-                f"source {name} lies in the destination {target}, which --overwrite would remove; choose another "
-                "destination"
-            )
+            raise FeedlineError(f"source {name} lies in the destination {target}; choose another destination")
 
 
 def _place(name: str) -> tuple[str, PurePath]:
@@ -54,8 +52,9 @@ def _lies_in(inner: tuple[str, PurePath], outer: tuple[str, PurePath]) -> bool:
 
 
 def _linked(target: tuple[str, PurePath]) -> list[tuple[str, PurePath]]:
-    """Folders elsewhere that links in the target lead to, such as those of splits that were moved to another disk."""
+    """Folders elsewhere, with shards, that links in the target lead to: splits that were moved to another disk."""
     folder = Path(target[1])
     if target[0] != "file" or not folder.is_dir():
         return []
-    return [_place(str(path)) for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
+    links = [path for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
+    return [_place(str(path)) for path in links if (path / INDEX).exists() or any(path.glob("shard-*"))]

@@ -29,6 +29,7 @@ from shard.places import (
     begin_plan,
     forget_spooled,
     locked,
+    removal_begun,
     remove_earlier,
     require_ours,
     same_plan,
@@ -120,7 +121,8 @@ def build(
         with start_workers(workers, scheduler) as pool:
             listing, plans, lost = _look(opened, settings, max_bad, places.staging, pool, progress)
             allowed = allowed_bad(max_bad, len(lost) + sum(len(one.order) for one in plans))
-            if overwrite:  # only now: whatever is wrong with source and settings has been said
+            # Only now: whatever is wrong with source and settings has been said.
+            if overwrite or removal_begun(places):
                 remove_earlier(places)
             refused.pop_all()
             begin_plan(places, plan_identity, listing.splits)

@@ -35,6 +35,10 @@ UNREAD_SUFFIXES = (
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
 )
 
+# Reasons of what is in the way of no sample.
+BESIDE_ITS_IMAGE = "a format that is not read; there is an image of the same name beside it"
+NO_SAMPLE = "neither image nor label: no sample"
+
 _CHUNK = 1 << 20  # rows
 
 
@@ -136,9 +140,10 @@ class Listing:
     @property
     def lost(self) -> list[dict[str, str]]:
         """Those of `ignored` that were meant as samples: photos that are not read, and all samples of tars."""
+        meant = [row for row in self.ignored if row["reason"] not in (BESIDE_ITS_IMAGE, NO_SAMPLE)]
         if self.kind == "webdataset":
-            return self.ignored
-        return [row for row in self.ignored if row["source"].lower().endswith(UNREAD_SUFFIXES)]
+            return meant
+        return [row for row in meant if row["source"].lower().endswith(UNREAD_SUFFIXES)]
 
 
 def table(

@@ -19,7 +19,7 @@ from shard.index import CHECKSUMS, DUPLICATES, REJECTED, REPAIRED
 from shard.storage import is_remote, location, names_in, storage_errors, write_whole
 
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_SPLITS = "splits"  # a file among the records
+_PLAN, _SPLITS = "plan", "splits"  # files among the records
 _SHARD = re.compile(r"shard-\d{6,}\.(tar|idx)")
 _RECORD = re.compile(r"([A-Za-z0-9_-]+)-shard-\d{6,}\.json")
 
@@ -111,12 +111,19 @@ def remove_earlier(places: Places) -> None:
     with storage_errors("remove files in", target):
         for name in (MANIFEST, CHECKSUMS, REJECTED, REPAIRED, DUPLICATES):
             (target / name).unlink(missing_ok=True)
-        # Records before the shards: none shall speak of one that is gone.
-        for name in filter(_is_record, names_in(places.records) - {_SPLITS}):
+        # The plan first: see `removal_begun`. Records before the shards: none shall speak of one that is gone.
+        (places.records / _PLAN).unlink(missing_ok=True)
+        for name in sorted(filter(_is_record, names_in(places.records) - {_SPLITS})):
             (places.records / name).unlink()
         for split, names in made.items():
             for name in names:
                 (target / split / name).unlink(missing_ok=True)
+
+
+def removal_begun(places: Places) -> bool:
+    """Whether `remove_earlier` was killed here: records that are left are of a plan that is not noted any more."""
+    there = names_in(places.records)
+    return _SPLITS in there and _PLAN not in there
 
 
 def _made(places: Places) -> dict[str, set[str]]:
@@ -171,7 +178,7 @@ def _splits_begun(places: Places) -> set[str]:
 
 def _is_record(name: str) -> bool:
     """Whether a file in a local build's only folder is of what is finished, and not spooled or under way."""
-    return name in ("plan", _SPLITS) or _RECORD.fullmatch(name) is not None
+    return name in (_PLAN, _SPLITS) or _RECORD.fullmatch(name) is not None
 
 
 def require_ours(target: Path) -> None:
@@ -206,7 +213,7 @@ def same_plan(places: Places, identity: str) -> None:
     Raises:
         FeedlineError: it is of another.
     """
-    marker = places.records / "plan"
+    marker = places.records / _PLAN
     with storage_errors("read", marker):
         found = marker.read_text() if marker.exists() else identity
     if found != identity:
@@ -219,7 +226,7 @@ def same_plan(places: Places, identity: str) -> None:
 def begin_plan(places: Places, identity: str, splits: Iterable[str]) -> None:
     """Note whose the records in the target are, and in which folders its shards will lie."""
     _note_splits(places, splits)
-    _note(places, "plan", identity)
+    _note(places, _PLAN, identity)
 
 
 def _note_splits(places: Places, splits: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from shard.errors import FeedlineError
-from shard.items import UNREAD_SUFFIXES, FileReader, Listing, join, same_classes, table
+from shard.items import BESIDE_ITS_IMAGE, UNREAD_SUFFIXES, FileReader, Listing, join, same_classes, table
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -86,10 +86,16 @@ def _list_class(root: Path, split: str, folder: str, label: int, listing: Listin
     names: list[bytes] = []
     sizes: list[int] = []
     times: list[int] = []
-    for entry, name in _walk(os.fspath(root), folder, 0):
+    found = list(_walk(os.fspath(root), folder, 0))
+    images = {_stem(name) for _, name in found if name.lower().endswith(IMAGE_SUFFIXES)}
+    for entry, name in found:
         if not name.lower().endswith(IMAGE_SUFFIXES):
-            unread = name.lower().endswith(UNREAD_SUFFIXES)
-            reason = "a format that is not read: save it as JPEG" if unread else "not an image file name"
+            reason = "not an image file name"
+            if name.lower().endswith(UNREAD_SUFFIXES):
+                paired = (
+                    _stem(name) in images or name.lower() in images
+                )  # IMG_1.HEIC beside IMG_1.jpg, IMG_1.HEIC.jpg
+                reason = BESIDE_ITS_IMAGE if paired else "a format that is not read: save it as JPEG"
             listing.ignored.append({"source": name, "split": split, "reason": reason})
             continue
         try:
@@ -107,6 +113,10 @@ def _list_class(root: Path, split: str, folder: str, label: int, listing: Listin
     if not names:
         raise FeedlineError(f"class folder {root / folder} holds no image; fill it or remove it")
     return table(names, label, sizes, mtimes_ns=times)
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].lower()
 
 
 def _walk(root: str, folder: str, depth: int) -> Iterator[tuple[os.DirEntry[str], str]]:

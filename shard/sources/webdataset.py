@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from shard.items import table
+from shard.items import NO_SAMPLE, UNREAD_SUFFIXES, table
 from shard.labels import Label, parse_cls, require_single
 from shard.sources.folders import IMAGE_SUFFIXES
 from shard.sources.inputs import Input
@@ -93,6 +93,8 @@ def _sample(key: str, files: list[Member], file: BinaryIO, path: str, multi_labe
     if len(by_suffix) < len(files):
         return Unusable(key, "the same member twice in a row")
     images = [m for suffix, m in by_suffix.items() if suffix.endswith(IMAGE_SUFFIXES)]
+    if not images and not any(s.endswith((".cls", ".json", *UNREAD_SUFFIXES)) for s in by_suffix):
+        return Unusable(key, NO_SAMPLE)
     if len(images) != 1:
         return Unusable(key, f"{len(images) or 'no'} images in one sample")
     about: object = None

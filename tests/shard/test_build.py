@@ -241,6 +241,20 @@ def test_too_many_bad_files_end_the_build_and_it_can_go_on(
     assert "(1 from the run before)" in capsys.readouterr().out
 
 
+def test_an_original_beside_its_image_is_no_bad_image(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 4, ("ant", "bee"))
+    (tmp_path / "in" / "ant" / "000.Heic").write_bytes(b"x")
+    (tmp_path / "in" / "bee" / "001.NEF").write_bytes(b"x")
+    (tmp_path / "in" / "bee" / "002.heic").write_bytes(b"x")  # some converters append
+    (tmp_path / "in" / "bee" / "002.jpg").rename(tmp_path / "in" / "bee" / "002.HEIC.jpg")
+    result = build(tmp_path / "in", tmp_path / "data", workers=1, max_bad="0")
+    assert (result.packed, result.rejected) == (8, 3)
+    (tmp_path / "in" / "ant" / "bee").mkdir()
+    (tmp_path / "in" / "ant" / "bee" / "000.heic").write_bytes(b"x")  # another photo: another folder
+    with pytest.raises(FeedlineError, match=r"1 images rejected.*ant/bee/000\.heic"):
+        build(tmp_path / "in", tmp_path / "other", workers=1, max_bad="0")
+
+
 def test_photos_that_are_not_read_count_as_bad_and_other_files_do_not(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 4, ("ant", "bee"))
     for name in ("ant/Thumbs.db", "ant/notes.txt", "bee/labels.json"):

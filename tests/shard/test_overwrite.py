@@ -16,6 +16,7 @@ import shard.build
 from shard.__main__ import main
 from shard.build import build
 from shard.dataset import Dataset
+from shard.errors import FeedlineError
 from shard.plan import Settings
 from shard.verify import verify
 from tests.shard.test_build import digests
@@ -66,6 +67,16 @@ def test_a_source_in_the_destination_is_refused(
     assert arguments[0] in error or "links/train-0.tar" in error or "shard-000000.tar" in error
     assert arguments[1] in error
     assert everything(tmp_path) == before
+
+
+def test_a_link_to_the_source_in_the_destination_is_not_the_source(
+    images: Path, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own / "source").symlink_to(images)
+    assert main(["build", str(images), str(own), "--overwrite", "--workers", "1"]) == 0
+    assert main(["build", str(images), str(own), "--workers", "1"]) == 0
+    assert "already complete" in capsys.readouterr().out
+    assert (own / "source").is_symlink()
 
 
 def test_a_source_in_the_destination_is_refused_in_a_bucket(
@@ -225,6 +236,47 @@ def test_a_kill_amid_the_removal_leaves_no_shard_behind(
     build(images / "train", own, Settings(seed=3), workers=1, overwrite=True)
     build(images / "train", tmp_path / "fresh", Settings(seed=3), workers=1)
     assert _of_others(own, tmp_path / "fresh") == guests
+
+
+@pytest.mark.parametrize("before", ["finished", "unfinished"])
+def test_after_a_kill_amid_the_removal_another_build_packs_only_its_own(
+    own: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    if before == "unfinished":
+        shutil.rmtree(own)
+        _stop(4, ["build", str(images), str(own), "--shard-bytes", "40kB", "--workers", "1"])
+    other = tmp_path / "other"  # classes of other names
+    for number, folder in enumerate(sorted((images / "val").iterdir())):
+        shutil.copytree(folder, other / f"class-{number}")
+    fresh, real, refused, at = tmp_path / "fresh", Path.unlink, 0, 0
+    build(other, fresh, workers=1)
+    while True:
+        work, left = Path(shutil.copytree(own, tmp_path / "work")), [at]
+
+        def unlink(path: Path, missing_ok: bool = False, left: list[int] = left) -> None:
+            left[0] -= path.exists()
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            real(path, missing_ok=missing_ok)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", unlink)
+            try:
+                build(other, work, workers=1, overwrite=True)
+                break  # there was nothing more to remove
+            except KeyboardInterrupt:
+                pass
+        if (work / "dataset.json").exists() or (work / ".build" / "plan").exists():
+            with pytest.raises(FeedlineError, match="--overwrite"):  # nothing of weight is gone yet
+                build(other, work, workers=1)
+            refused += 1
+        else:
+            build(other, work, workers=1)
+            assert digests(work) == digests(fresh)
+        shutil.rmtree(work)
+        at += 1
+    assert at > 6
+    assert refused <= 2
 
 
 def test_a_dataset_in_a_bucket_is_replaced_and_others_shards_stay(own: Path, images: Path, s3: str) -> None:

@@ -263,6 +263,7 @@ def test_foreign_shards(imagenet: Path, packed: Path, tmp_path: Path) -> None:
                         add(tar, f"some/{path.stem}.json", json.dumps({"label": label}).encode())
                 add(tar, "some/lost.jpg", b"an image without a label")
                 add(tar, "some/empty.cls", b"1")
+                add(tar, "README.md", b"meant as no sample")
     (tmp_path / "names.txt").write_text("\n".join(WNIDS) + "\n")
     source = open_source(str(shards), classes=tmp_path / "names.txt")
     with pytest.raises(FeedlineError, match=r"8 images rejected, more than the 0 .*/some/(lost|empty): no "):
@@ -270,8 +271,8 @@ def test_foreign_shards(imagenet: Path, packed: Path, tmp_path: Path) -> None:
     result = build(source, tmp_path / "data", SMALL, workers=2, max_bad="8")
     assert samples(tmp_path / "data") == samples(packed)
     rows = [json.loads(line) for line in (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()]
-    assert result.rejected == len(rows) == 8
-    assert {row["source"].rsplit("/", 1)[1] for row in rows} == {"lost", "empty"}
+    assert result.rejected == len(rows) == 12
+    assert {row["source"].rsplit("/", 1)[1] for row in rows} == {"lost", "empty", "README"}
     assert not list((tmp_path / "data").glob(".build*"))
     glob = open_source(str(shards / "*-val-*.tar.gz"), classes=tmp_path / "names.txt")
     build(glob, tmp_path / "glob", SMALL, workers=1, max_bad="30%")  # 4 of 12 + 4 = 25 %
