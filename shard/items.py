@@ -37,7 +37,7 @@ UNREAD_SUFFIXES = (
 
 # Reasons of what is in the way of no sample.
 BESIDE_ITS_IMAGE = "a format that is not read; there is an image of the same name beside it"
-NO_SAMPLE = "neither image nor label: no sample"
+NO_SAMPLE = "no image and no label: not a sample"
 
 _CHUNK = 1 << 20  # rows
 
