@@ -21,7 +21,7 @@ def require_free(folder: RunFolder) -> None:
         FeedlineError: somebody else's are there; names them.
     """
     try:
-        theirs = [] if _is_run(folder) else [path for path in folder.written() if _holds(path)]
+        theirs = [] if _is_run(folder) else [path for path in folder.written() if _in_the_way(path)]
     except OSError as error:
         raise FeedlineError(
             f"cannot read the run folder {folder.root}: {error.strerror}; mend its permissions, or choose another "
@@ -31,7 +31,7 @@ def require_free(folder: RunFolder) -> None:
         names = ", ".join(f"{path.name}/" if path.is_dir() else path.name for path in theirs)
         raise FeedlineError(
             f"the run folder {folder.root} is no run of ours, and holds {names}, where a run writes; choose another "
-            "--run-dir"
+            "--run-dir, or move them away"
         )
 
 
@@ -68,9 +68,9 @@ def _is_run(folder: RunFolder) -> bool:
     return any(checkpoint.about(path) for path in folder.own_checkpoints() if path.is_file())
 
 
-def _holds(path: Path) -> bool:
-    """Whether there is anything to lose: a run that was killed at once leaves an empty folder."""
-    if path.is_dir():
+def _in_the_way(path: Path) -> bool:
+    """Whether there is anything to lose: a run that was killed at once leaves an empty folder, mkfs a lost+found."""
+    if path.is_dir() and not path.suffix:
         with os.scandir(path) as entries:
-            return next(entries, None) is not None
+            return any(entry.name != "lost+found" for entry in entries)
     return os.path.lexists(path)

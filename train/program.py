@@ -128,6 +128,8 @@ def run(options: Options, world: World) -> int:
         if content is not None and is_finished(content, epochs) and (not keep or folder.summary.exists()):
             return _finished(path, folder, world, keep=keep)
         if content is not None and world.is_main:
+            if keep:  # killed after its last epoch, this run would show the result of the training before
+                folder.summary.unlink(missing_ok=True)
             print(
                 f"going on from {path}: epoch {content['epoch'] + 1}, step {content['step']}", file=sys.stderr
             )

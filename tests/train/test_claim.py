@@ -49,7 +49,7 @@ def test_a_project_folder_is_refused_and_stays_as_it_is(
     assert main([*flags, "--run-dir", str(tmp_path), "--resume", resume.format(root=tmp_path)]) == 1
     assert capsys.readouterr().err == (
         f"error: the run folder {tmp_path} is no run of ours, and holds config.yaml, checkpoints/, eval/, where a run "
-        "writes; choose another --run-dir\n"
+        "writes; choose another --run-dir, or move them away\n"
     )
     assert files_in(tmp_path) == before
 
@@ -79,7 +79,11 @@ def test_other_files_and_empty_folders_are_in_nobodys_way(tmp_path: Path) -> Non
     with folder.locked():  # and killed there
         pass
     folder.evaluations.mkdir()
+    (folder.checkpoints / "lost+found").mkdir(parents=True)  # a volume of its own
     require_free(folder)
+    folder.config.mkdir()
+    with pytest.raises(FeedlineError, match=r"holds config\.yaml/, where"):
+        require_free(folder)
 
 
 def test_what_a_run_is_recognised_by(run: RunFolder, tmp_path: Path) -> None:

@@ -117,6 +117,25 @@ def test_a_run_that_patience_has_ended_goes_on_with_more_of_it(
     assert (found["steps"], found["ended"]) == (45, "")
 
 
+def test_killed_before_its_summary_a_run_that_went_on_does_not_show_the_one_before(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*flags, "--run-dir", str(tmp_path)]
+    assert main([*flags, "--target", "0"]) == 0  # ends after the first epoch
+
+    def killed(*arguments: object, **named: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "summarize", killed)
+        with pytest.raises(RuntimeError):
+            main(flags)
+    assert checkpoint.load(tmp_path / "checkpoints" / "last.pt")["epoch"] == 3
+    assert main(flags) == 0
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert (found["steps"], found["ended"]) == (45, "")
+
+
 def test_pretrained_weights_may_be_gone_when_the_run_goes_on(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
