@@ -8,11 +8,13 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.guard.baseline import Baseline, load, machine_class, save
-from bench.guard.report import table, verdict, verdict_record
+from bench.guard.contest import Measured
+from bench.guard.report import ratios_measured, table, verdict, verdict_record
 from bench.guard.session import Result, check, measure
 from bench.options import (
     add_data,
@@ -30,6 +32,7 @@ from shard.errors import FeedlineError
 from train.config import Config
 from train.environment import environment
 
+PROGRAM: tuple[str, ...] = (sys.executable, "-m", "bench")  # of the processes that measure
 _RUNS, _MARGIN = 5, 0.08
 _DEFAULTS = {"model": "test_resnet", "size": 64, "batch_size": 16}
 
@@ -51,6 +54,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--update", action="store_true", help="take the baseline of this class instead of comparing with it"
     )
     what.add_argument("--measure", action="store_true", help="measure only, and print the record")
+    add("--stages", metavar="NAME,…", help="with --measure: only these, such as read,step (default: all)")
     add("--runs", type=positive, help=f"with --update: runs that make a baseline (default: {_RUNS})")
     add(
         "--margin",
@@ -64,7 +68,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--seconds",
         type=float,
         default=30.0,
-        help="longest time (default: 30), or twice that of 8 repeats; as long again to confirm",
+        help="longest time (default: 30), or twice that of 8 repeats; as long again to confirm, in another process",
     )
     add("--out", type=Path, metavar="FILE", help="write the record there")
     add("--json", action="store_true", help="print the record instead of the table")
@@ -81,13 +85,16 @@ def _run(options: argparse.Namespace) -> int:
             raise FeedlineError(
                 f"--{flag} is given without --update: it belongs to the baseline when that is taken"
             )
+    if options.stages is not None and not options.measure:
+        raise FeedlineError("--stages is given without --measure: a comparison is of all stages")
     device = find_device(options.device)
     where = environment(device)
     name = options.machine or machine_class(where)
     if options.update:
         return _update(options, name, where)
     if options.measure:
-        result = measure(_config(options), device, options.seconds, say)
+        stages = options.stages.split(",") if options.stages is not None else ()
+        result = measure(_config(options), device, options.seconds, say, stages)
         publish(result.record, table(result.measured, []), as_json=options.json, file=options.out)
         return 0
     baseline = load(options.baseline, name)
@@ -96,7 +103,10 @@ def _run(options: argparse.Namespace) -> int:
         baseline.require_same(settings, options.baseline)
         return baseline
 
-    result = check(_config(options), device, options.seconds, same, say)
+    def again(stages: list[str]) -> Measured:
+        return ratios_measured(_elsewhere(options, "the second look", stages)["ratios"])
+
+    result = check(_config(options), device, options.seconds, same, again, say)
     return _tell(options, result, baseline)
 
 
@@ -119,27 +129,11 @@ def _config(options: argparse.Namespace) -> Config:
 
 
 def _update(options: argparse.Namespace, name: str, where: dict[str, Any]) -> int:
-    """Measure in processes of their own: where a process lies in memory is part of the noise."""
     require_writable(options.baseline)
     records, count = [], options.runs or _RUNS
     for number in range(count):
         say(f"run {number + 1} of {count}")
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "record.json")
-            command = [
-                sys.executable,
-                "-m",
-                "bench",
-                "guard",
-                "--measure",
-                "--out",
-                str(file),
-                *_flags(options),
-            ]
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-            if done.returncode:
-                raise FeedlineError(f"run {number + 1} failed with status {done.returncode}: see above")
-            records.append(json.loads(file.read_text()))
+        records.append(_elsewhere(options, f"run {number + 1}"))
     runs = [
         {
             stage: {signal: one["value"] for signal, one in found.items()}
@@ -161,6 +155,19 @@ def _update(options: argparse.Namespace, name: str, where: dict[str, Any]) -> in
                 print(f"{stage:10} {signal:8} {band.value:.3f} ({band.low:.3f} – {band.high:.3f})")
     print(f"baseline of class {name!r} written to {options.baseline}: commit it")
     return 0
+
+
+def _elsewhere(options: argparse.Namespace, what: str, stages: Sequence[str] = ()) -> dict[str, Any]:
+    """Record of a process of its own: where a process lies in memory is part of the noise."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "record.json")
+        command = [*PROGRAM, "guard", "--measure", "--out", str(file), *_flags(options)]
+        command += ["--stages", ",".join(stages)] if stages else []
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise FeedlineError(f"{what} failed with status {done.returncode}: see above")
+        record: dict[str, Any] = json.loads(file.read_text())
+        return record
 
 
 def _flags(options: argparse.Namespace) -> list[str]:

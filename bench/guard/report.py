@@ -8,6 +8,7 @@ from typing import Any
 from bench.guard.baseline import Baseline
 from bench.guard.compare import Change, Finding
 from bench.guard.contest import Measured
+from bench.intervals import Interval
 
 _SIGNALS = {
     "cpu": "CPU time per image",
@@ -53,6 +54,29 @@ def _sentence(finding: Finding) -> str:
     if finding.followers:
         text += f" Slower because of it: {', '.join(finding.followers)}."
     return text
+
+
+def ratios_record(measured: Measured) -> dict[str, dict[str, dict[str, float]]]:
+    """The ratios, JSON-able: stage → signal → median, ends of its interval, and the interval's confidence."""
+    return {
+        stage: {
+            name: {
+                "value": round(one.value, 4),
+                "low": round(one.low, 4),
+                "high": round(one.high, 4),
+                "confidence": one.confidence,
+            }
+            for name, one in signals.items()
+        }
+        for stage, signals in measured.items()
+    }
+
+
+def ratios_measured(record: dict[str, dict[str, dict[str, float]]]) -> Measured:
+    """What `ratios_record` made a record of."""
+    return {
+        stage: {name: Interval(**one) for name, one in signals.items()} for stage, signals in record.items()
+    }
 
 
 def verdict_record(findings: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,10 @@ from bench.guard.baseline import Baseline
 from bench.guard.clock import tells_queueing
 from bench.guard.compare import Change, Finding, compare, findings
 from bench.guard.contest import Measured, Patience, contest, summarise
-from bench.guard.pairs import Pair, Workshop
+from bench.guard.pairs import Workshop
+from bench.guard.report import ratios_record
 from bench.intervals import Interval
+from shard.errors import FeedlineError
 from train.config import Config
 from train.environment import environment
 
@@ -55,11 +57,23 @@ def settings(workshop: Workshop, config: Config) -> dict[str, Any]:
     }
 
 
-def measure(config: Config, device: torch.device, seconds: float, say: Say) -> Result:
-    """Measure, and compare with nothing."""
+def measure(
+    config: Config, device: torch.device, seconds: float, say: Say, stages: Sequence[str] = ()
+) -> Result:
+    """Measure these stages, all where none is named, and compare with nothing.
+
+    Raises:
+        FeedlineError: there is no such stage.
+    """
     with _workshop(config, device) as workshop:
+        pairs = {pair.name: pair for pair in workshop.make()}
+        if unknown := [stage for stage in stages if stage not in pairs]:
+            raise FeedlineError(
+                f"--stages names {unknown[0]!r}; this workload's stages are {', '.join(pairs)}"
+            )
         patience = Patience(seconds=seconds, decided=_precise)
-        measured = summarise(contest(workshop.make(), workshop.synchronize, patience, say))
+        chosen = [pairs[stage] for stage in stages] or list(pairs.values())
+        measured = summarise(contest(chosen, workshop.synchronize, patience, say))
         return Result(measured, [], [], _record(workshop, config, measured))
 
 
@@ -68,6 +82,7 @@ def check(
     device: torch.device,
     seconds: float,
     baseline: Callable[[dict[str, Any]], Baseline],
+    again: Callable[[list[str]], Measured],
     say: Say,
 ) -> Result:
     """Measure and compare. What looks like a regression is measured once more, and counts only if it is seen again.
@@ -75,33 +90,31 @@ def check(
     Args:
         config: workload.
         device: where training would run.
-        seconds: longest time for either measurement.
+        seconds: longest time.
         baseline: to compare with, of these settings.
+        again: measures these stages in a process of its own. Where a process lies in memory can make one of its stages
+            slower as long as it lives: measuring twice in the same one would find that twice.
         say: gets a line of progress.
     """
     with _workshop(config, device) as workshop:
         known = baseline(settings(workshop, config))
         pairs = workshop.make()
 
-        def look(some: list[Pair], enough: Callable[[list[Change]], bool]) -> Measured:
-            def decided(stage: str, found: dict[str, Interval]) -> bool:
-                return enough(compare({stage: found}, known))
+        def decided(stage: str, found: dict[str, Interval]) -> bool:
+            changes = compare({stage: found}, known)
+            return any(c.regressed for c in changes) or all(c.decided for c in changes)
 
-            patience = Patience(seconds=seconds, decided=decided)
-            return summarise(contest(some, workshop.synchronize, patience, say))
-
-        measured = look(pairs, lambda found: any(c.regressed for c in found) or all(c.decided for c in found))
-        changes = compare(measured, known)
-        if suspects := {(change.stage, change.signal) for change in changes if change.regressed}:
-            stages = {stage for stage, _ in suspects}
-            say(f"measuring again: {', '.join(sorted(stages))}")
-            again = look(
-                [pair for pair in pairs if pair.name in stages],
-                lambda found: all(c.decided for c in found if (c.stage, c.signal) in suspects),
-            )
-            changes = confirmed(changes, compare(again, known))
-        found = findings(changes, {pair.name: pair.upstream for pair in pairs})
-        return Result(measured, changes, found, _record(workshop, config, measured))
+        patience = Patience(seconds=seconds, decided=decided)
+        measured = summarise(contest(pairs, workshop.synchronize, patience, say))
+        record = _record(workshop, config, measured)
+    changes = compare(measured, known)
+    if suspects := {change.stage for change in changes if change.regressed}:
+        stages = [pair.name for pair in pairs if pair.name in suspects]
+        say(f"measuring again, in a process of its own: {', '.join(stages)}")
+        second = again(stages)
+        record["again"] = ratios_record(second)
+        changes = confirmed(changes, compare(second, known))
+    return Result(measured, changes, findings(changes, {pair.name: pair.upstream for pair in pairs}), record)
 
 
 def confirmed(first: list[Change], again: list[Change]) -> list[Change]:
@@ -134,11 +147,5 @@ def _record(workshop: Workshop, config: Config, measured: Measured) -> dict[str,
         "benchmark": "guard",
         "environment": environment(workshop.device),
         "settings": settings(workshop, config),
-        "ratios": {
-            stage: {
-                name: {"value": round(one.value, 4), "low": round(one.low, 4), "high": round(one.high, 4)}
-                for name, one in signals.items()
-            }
-            for stage, signals in measured.items()
-        },
+        "ratios": ratios_record(measured),
     }

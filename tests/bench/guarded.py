@@ -3,7 +3,7 @@
     python -m tests.bench.guarded --data DATASET --folder NEW --runs 10 --out record.json
 
 takes a baseline, then runs the command on each kind of `tests.bench.slowed` in turn: `--runs` times, and twice as often
-with nothing planted. The record holds every run, and the load of the machine before it.
+with nothing planted. The record holds every run with its ratios, and the load of the machine before it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def judge(kind: str, data: Path, folder: Path, seconds: float) -> dict[str, Any]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not out.exists():
         raise SystemExit(f"the guard ended with status {done.returncode}: {done.stderr[-2000:]}")
-    named = [finding["stage"] for finding in json.loads(out.read_text())["findings"]]
+    record = json.loads(out.read_text())
+    named = [finding["stage"] for finding in record["findings"]]
     return {
         "kind": kind,
         "named": named,
@@ -41,7 +42,13 @@ def judge(kind: str, data: Path, folder: Path, seconds: float) -> dict[str, Any]
         "status": done.returncode,
         "took_s": round(time.perf_counter() - began, 1),
         "load": round(load, 2),
+        "ratios": _medians(record["ratios"]),
+        "again": _medians(record.get("again", {})),
     }
+
+
+def _medians(ratios: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return {stage: {signal: one["value"] for signal, one in found.items()} for stage, found in ratios.items()}
 
 
 def main() -> int:
@@ -63,11 +70,12 @@ def main() -> int:
     for _ in range(options.runs):
         for kind in ("none", "reader", "threads", "none", "resize", "step"):
             runs.append(judge(kind, options.data, options.folder, options.seconds))
-            print(runs[-1], flush=True)
+            print({name: value for name, value in runs[-1].items() if name != "ratios"}, flush=True)
             record = {
                 "benchmark": "guard-planted",
                 "environment": environment(torch.device("cpu")),
                 "settings": {"dataset": str(options.data), "seconds": options.seconds},
+                "baseline": json.loads((options.folder / "guard.json").read_text())["classes"],
                 "right": {k: sum(r["right"] for r in runs if r["kind"] == k) for k in STAGES},
                 "of": {k: sum(r["kind"] == k for r in runs) for k in STAGES},
                 "runs": runs,

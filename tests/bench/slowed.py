@@ -10,6 +10,7 @@ from typing import Any
 import torch.nn.functional
 
 import bench.__main__
+import bench.commands.guard
 import loader.reader
 import loader.torch_backend
 import train.step
@@ -67,4 +68,5 @@ def _twice(put: Put) -> None:
 
 if __name__ == "__main__":
     plant(sys.argv[1])
+    bench.commands.guard.PROGRAM = (sys.executable, "-m", "tests.bench.slowed", sys.argv[1])
     sys.exit(bench.__main__.main(sys.argv[2:]))
