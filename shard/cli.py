@@ -161,7 +161,9 @@ def _index(command: argparse.ArgumentParser) -> None:
     command.add_argument("urls", nargs="+", metavar="URL", help="tars, folders, globs or {000..146} patterns")
     command.add_argument("--out", required=True, metavar="FOLDER", help="where the dataset's indexes go")
     command.add_argument(
-        "--classes", metavar="FILE", help="class list, one name a line (default: the numbers)"
+        "--classes",
+        metavar="FILE",
+        help="class list, one name a line (default: what shards of ours say, else the numbers)",
     )
     _add_work(command, "--jobs")
 

@@ -34,6 +34,7 @@ class Indexed(NamedTuple):
     rows: list[Row]
     idx: str
     unusable: list[dict[str, str]]
+    named: set[tuple[int, str]]
 
 
 def index_shards(
@@ -52,7 +53,7 @@ def index_shards(
     Args:
         urls: tars, folders of tars, globs, brace patterns; on a disk or behind fsspec URLs.
         destination: folder for the indexes, new or without a dataset.
-        classes: file with the class list; None: labels are their own names.
+        classes: file with the class list; None: names are what shards of ours say in their samples, else the numbers.
         jobs: processes; None: one more than cores.
         progress: called as the work goes on.
 
@@ -60,7 +61,7 @@ def index_shards(
         The number of samples.
 
     Raises:
-        FeedlineError: no shards, a damaged one, or a label out of range.
+        FeedlineError: no shards, a damaged one, a label out of range, or one that shards of ours name differently.
     """
     target = location(destination)
     if (target / MANIFEST).exists():
@@ -73,8 +74,8 @@ def index_shards(
     _require_distinct(inputs)
     with storage_errors("make", target):
         target.mkdir(parents=True, exist_ok=True)
-    summaries, highest = _write_indexes(target, splits, jobs, progress)
-    known = names or tuple(str(i) for i in range(highest + 1))
+    summaries, highest, named = _write_indexes(target, splits, jobs, progress, agreed=names is None)
+    known = names or _numbered(named, highest + 1)
     if highest >= len(known):
         raise FeedlineError(
             f"a shard has the label {highest}, --classes {len(known)} classes; give the right list"
@@ -92,10 +93,11 @@ def index_shards(
 
 
 def _write_indexes(
-    target: Path, splits: Mapping[str, list[Input]], jobs: int | None, progress: Progress
-) -> tuple[dict[str, SplitSummary], int]:
-    """Index every shard; what the splits have become, and the highest label."""
+    target: Path, splits: Mapping[str, list[Input]], jobs: int | None, progress: Progress, *, agreed: bool
+) -> tuple[dict[str, SplitSummary], int, dict[int, str]]:
+    """Index every shard; what the splits have become, the highest label, and names, which have to be `agreed`."""
     summaries: dict[str, SplitSummary] = {}
+    names: dict[int, str] = {}
     highest, done, total = -1, 0, sum(map(len, splits.values()))
     with ExitStack() as stack:
         pool = stack.enter_context(start_workers(jobs))
@@ -109,12 +111,31 @@ def _write_indexes(
                     write_lines(rejected, found.unusable)
                     summary.rejected += len(found.unusable)
                     _add(summary, one, found, folder, index, staging)
+                    _name(names, one, found, agreed=agreed)
                     highest = max([highest, *(label for row in found.rows for label in numbers(row.label))])
                     done += 1
                     progress("reading shards", done, total)
             summary.sums[f"{split}/{INDEX}"] = file_sha256(folder / INDEX)
             summaries[split] = summary
-    return summaries, highest
+    return summaries, highest, names
+
+
+def _name(names: dict[int, str], one: Input, found: Indexed, *, agreed: bool) -> None:
+    for label, name in sorted(found.named):
+        if names.setdefault(label, name) != name and agreed:
+            raise FeedlineError(
+                f"label {label} is {name!r} in {one.url} and {names[label]!r} in a shard before it: they are of "
+                "datasets of different classes; index them apart, or give --classes FILE if one list holds for all"
+            )
+
+
+def _numbered(names: Mapping[int, str], count: int) -> tuple[str, ...]:
+    if names and (missing := [label for label in range(count) if label not in names]):
+        raise FeedlineError(
+            f"no sample says how the class of label {missing[0]} is called, though those of label {min(names)} do "
+            f"({names[min(names)]!r}); give all names with --classes FILE"
+        )
+    return tuple(names.get(label, str(label)) for label in range(count))
 
 
 def _require_distinct(inputs: list[Input]) -> None:
@@ -155,6 +176,7 @@ def index_shard(source: Input) -> Indexed:
     rows: list[Row] = []
     lines: list[str] = []
     unusable: list[dict[str, str]] = []
+    named: set[tuple[int, str]] = set()
     with local_copy(location(source.url)) as path:
         with path.open("rb") as file:
             for sample in samples(file, source.url):
@@ -166,11 +188,12 @@ def index_shard(source: Input) -> Indexed:
                 if isinstance(row, Row) and isinstance(sample, Sample):
                     rows.append(row)
                     lines.append(idx_line(sample))
+                    named |= sample.named
                 else:
                     name = f"{source.name}/{sample.key}"
                     unusable.append({"source": name, "split": source.split, "reason": str(row)})
         idx = "\n".join([f"{IDX_VERSION} {len(rows)}", *lines]) + "\n"
-        return Indexed(path.stat().st_size, file_sha256(path), rows, idx, unusable)
+        return Indexed(path.stat().st_size, file_sha256(path), rows, idx, unusable, named)
 
 
 def _row(sample: Sample, file: BinaryIO, name: str) -> Row | str:

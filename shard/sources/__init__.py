@@ -22,7 +22,7 @@ from shard.sources import lists, parquet, webdataset
 from shard.sources.folders import list_folders
 from shard.sources.ilsvrc import TRAIN, VAL, list_ilsvrc
 from shard.sources.inputs import Input, find_inputs
-from shard.sources.own import own_classes
+from shard.sources.own import own_classes, require_own_names
 
 _LOSSLESS = ("utf-8", "surrogateescape")  # file names may hold bytes that are no UTF-8
 KINDS = ("folders", "ilsvrc", "list", "parquet", "webdataset")
@@ -109,10 +109,12 @@ class Source:
         classes = self.classes or own_classes(self.root, self.inputs)
         parts, containers = [], []
         ignored: list[dict[str, str]] = []
-        for rows, path, unusable in run(webdataset.scan, self.inputs):
-            parts.append(rows)
-            containers.append(str(path))
-            ignored += unusable
+        for one, found in zip(self.inputs, run(webdataset.scan, self.inputs), strict=True):
+            if self.classes is None:
+                require_own_names(one.url, found.named, classes)
+            parts.append(found.rows)
+            containers.append(str(found.path))
+            ignored += found.unusable
         return self._joined(parts, containers, classes, ignored)
 
     def _joined(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shard.errors import FeedlineError
@@ -32,6 +32,28 @@ def own_classes(root: str, inputs: Sequence[Input]) -> tuple[str, ...] | None:
     if len(found) > 1:
         raise FeedlineError(f"{root} holds {_difference(found)}; {_REMEDY}")
     return next(iter(found))
+
+
+def require_own_names(url: str, named: Iterable[tuple[int, str]], classes: tuple[str, ...] | None) -> None:
+    """Raise FeedlineError where a shard's samples name their classes otherwise than the class list.
+
+    Args:
+        url: of the shard.
+        named: labels and the names that the samples themselves give them, as our packer writes them.
+        classes: the list that was found for it; None: none was.
+    """
+    for label, name in sorted(named):
+        if classes is None:
+            raise FeedlineError(
+                f"{url} is a shard of a dataset of ours (its label {label} is {name!r}), but no dataset.json lies "
+                "above it, so the class list is not known; put it back where it was, or give --classes FILE"
+            )
+        if classes[label : label + 1] != (name,):
+            known = repr(classes[label]) if label < len(classes) else f"none of {len(classes)}"
+            raise FeedlineError(
+                f"{url} is of another dataset than the dataset.json above it: its label {label} is {name!r}, there "
+                f"{known}; put it back where it was, or give --classes FILE"
+            )
 
 
 def _nearest(place: Path, steps: int, known: dict[str, tuple[str, ...] | None]) -> Path | None:

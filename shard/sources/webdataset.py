@@ -30,6 +30,7 @@ class Sample(NamedTuple):
         image: its picture.
         label: its class; a list of them in a multi-label dataset.
         source: name that our own packer gave it, or None.
+        named: its label and that class's name, as our own packer wrote it; or empty.
         members: all of its files.
     """
 
@@ -37,6 +38,7 @@ class Sample(NamedTuple):
     image: Member
     label: Label
     source: str | None
+    named: set[tuple[int, str]]
     members: list[Member]
 
 
@@ -47,22 +49,41 @@ class Unusable(NamedTuple):
     reason: str
 
 
-def scan(source: Input, staging: Path) -> tuple[pa.Table, Path, list[dict[str, str]]]:
-    """List one shard: its images, the local file they lie in, and rows for rejected.jsonl."""
+class Scanned(NamedTuple):
+    """What one shard holds.
+
+    Attributes:
+        rows: its images.
+        path: the local file they lie in.
+        unusable: rows for rejected.jsonl.
+        named: labels with their classes' names, as far as the samples tell them.
+    """
+
+    rows: pa.Table
+    path: Path
+    unusable: list[dict[str, str]]
+    named: set[tuple[int, str]]
+
+
+def scan(source: Input, staging: Path) -> Scanned:
+    """List one shard."""
     path = local(source, staging)
     names: list[bytes] = []
     rows: list[tuple[Label, int, int]] = []
     unusable: list[dict[str, str]] = []
+    named: set[tuple[int, str]] = set()
     with path.open("rb") as file:
         for sample in samples(file, source.url):
             name = f"{source.name}/{sample.key}"
             if isinstance(sample, Unusable):
                 unusable.append({"source": name, "split": source.split, "reason": sample.reason})
                 continue
+            named |= sample.named
             names.append(os.fsencode(sample.source or name))
             rows.append((sample.label, sample.image.size, sample.image.offset))
     labels, sizes, offsets = zip(*rows, strict=True) if rows else ((), (), ())
-    return table(names, labels, sizes, containers=0, offsets=offsets), path, unusable
+    listed = table(names, labels, sizes, containers=0, offsets=offsets)
+    return Scanned(listed, path, unusable, named)
 
 
 def local(source: Input, staging: Path) -> Path:
@@ -117,8 +138,11 @@ def _sample(key: str, files: list[Member], file: BinaryIO, path: str, multi_labe
     if number is None:
         expected = "whole numbers with commas between them" if multi_label else "a whole number"
         return Unusable(key, f"no label: .cls or .json's label is {label!r}, expected {expected}")
-    source = known.get("source")
-    return Sample(key, images[0], number, source if isinstance(source, str) else None, files)
+    source, name = known.get("source"), known.get("class")
+    named: set[tuple[int, str]] = set()
+    if known.keys() == {"class", "source"} and isinstance(number, int) and isinstance(name, str):
+        named.add((number, name))
+    return Sample(key, images[0], number, source if isinstance(source, str) else None, named, files)
 
 
 def _read(file: BinaryIO, member: Member) -> bytes:

@@ -5,7 +5,6 @@ import shutil
 import tarfile
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,8 +16,6 @@ from shard.errors import FeedlineError
 from shard.image import Policy
 from shard.plan import Settings, Subset
 from shard.sources import detect, open_source
-from shard.sources.own import own_classes
-from tests.conftest import write_images
 from tests.shard.conftest import SMALL, WNIDS, add
 from tests.shard.test_build import digests
 
@@ -168,83 +165,6 @@ def test_our_own_shards_packed_anew_are_the_same(packed: Path, tmp_path: Path) -
     assert again.fingerprint == before.fingerprint
     build(packed, tmp_path / "other", Settings(seed=4, shard_bytes=30_000), workers=1)
     assert samples(tmp_path / "other") == samples(packed)
-
-
-@pytest.fixture
-def parent(tmp_path: Path) -> Path:
-    """A folder with two datasets whose numbers mean different classes."""
-    for name, classes in (("A", ("cat", "dog")), ("B", ("ship", "truck"))):
-        write_images(tmp_path / name, 3, classes)
-        build(tmp_path / name, tmp_path / "sets" / name, SMALL, workers=1)
-    return tmp_path / "sets"
-
-
-@pytest.mark.parametrize(
-    "pattern", ["", "/{A,B}/train/*.tar", "/*/train/*.tar", "/{A,B}/train/shard-000000.tar"]
-)
-def test_datasets_of_different_classes_are_not_packed_together(
-    parent: Path, tmp_path: Path, pattern: str
-) -> None:
-    source = open_source(f"{parent}{pattern}", "webdataset")
-    message = (
-        f"label 0 is 'cat' in {parent}/A and 'ship' in {parent}/B; unpack them .* or give --classes FILE"
-    )
-    with pytest.raises(FeedlineError, match=message):
-        build(source, tmp_path / "merged", SMALL, workers=1)
-    (tmp_path / "names.txt").write_text("first\nsecond\n")
-    source = open_source(f"{parent}{pattern}", "webdataset", classes=tmp_path / "names.txt")
-    build(source, tmp_path / "merged", SMALL, workers=1)
-    assert Dataset.open(tmp_path / "merged").classes == ("first", "second")
-
-
-def test_a_class_more_or_no_manifest_is_an_error_too(parent: Path, tmp_path: Path) -> None:
-    manifest = parent / "B" / "dataset.json"
-    about = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**about, "classes": ["cat", "dog", "emu"]}))
-    with pytest.raises(FeedlineError, match=r"sets/A has 2 and .*sets/B has 3"):
-        build(open_source(str(parent), "webdataset"), tmp_path / "merged", SMALL, workers=1)
-    manifest.unlink()
-    for source in (str(parent), f"{parent}/{{B,A}}/train/*.tar"):
-        message = r"shards of the dataset .*sets/A, and others in .*sets/B/train, which belongs to none"
-        with pytest.raises(FeedlineError, match=message):
-            build(open_source(source, "webdataset"), tmp_path / "merged", SMALL, workers=1)
-
-
-def test_datasets_of_the_same_classes_keep_their_names(parent: Path, tmp_path: Path) -> None:
-    shutil.rmtree(parent / "B")
-    build(open_source(str(parent), "webdataset"), tmp_path / "one", SMALL, workers=1)
-    assert samples(tmp_path / "one") == samples(parent / "A")
-    assert Dataset.open(tmp_path / "one").classes == ("cat", "dog")
-    shutil.copytree(parent / "A", parent / "B")
-    build(open_source(str(parent), "webdataset"), tmp_path / "two", SMALL, workers=1)
-    assert Dataset.open(tmp_path / "two").classes == ("cat", "dog")
-    for name in ("A/train", "A/train/shard-000000.tar", "A/train/*.tar", "A"):
-        build(
-            open_source(f"{parent}/{name}", "webdataset"),
-            tmp_path / "again",
-            SMALL,
-            workers=1,
-            overwrite=True,
-        )
-        assert Dataset.open(tmp_path / "again").classes == ("cat", "dog")
-
-
-def test_remote_manifests_are_asked_for_by_folder_and_not_by_shard(
-    parent: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = fsspec.filesystem("memory")
-    store.put(str(parent / "A"), "/g/A", recursive=True)
-    for number in range(20):
-        store.put(str(parent / "A" / "train" / "shard-000000.tar"), f"/g/A/train/more-{number}.tar")
-    source = open_source("memory://g", "webdataset")
-    assert len(source.inputs) > 20
-    asked: list[str] = []
-    real = type(store).info
-    monkeypatch.setattr(
-        type(store), "info", lambda self, path, **k: asked.append(path) or real(self, path, **k)
-    )
-    assert own_classes(source.root, source.inputs) == ("cat", "dog")
-    assert 0 < len(asked) < 10
 
 
 def test_foreign_shards(imagenet: Path, packed: Path, tmp_path: Path) -> None:
