@@ -7,7 +7,6 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     what.add_argument(
         "--update", action="store_true", help="take the baseline of this class instead of comparing with it"
     )
-    what.add_argument("--measure", action="store_true", help="measure only, and print the record")
+    what.add_argument("--measure", action="store_true", help="measure, and compare with nothing")
     add("--stages", metavar="NAME,…", help="with --measure: only these, such as read,step (default: all)")
     add("--runs", type=positive, help=f"with --update: runs that make a baseline (default: {_RUNS})")
     add(
@@ -68,7 +67,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--seconds",
         type=float,
         default=30.0,
-        help="longest time (default: 30), or twice that of 8 repeats; as long again to confirm, in another process",
+        help="longest time (default: 30), or twice that of 8 repeats; as long again, in another process, to confirm",
     )
     add("--out", type=Path, metavar="FILE", help="write the record there")
     add("--json", action="store_true", help="print the record instead of the table")
@@ -86,7 +85,9 @@ def _run(options: argparse.Namespace) -> int:
                 f"--{flag} is given without --update: it belongs to the baseline when that is taken"
             )
     if options.stages is not None and not options.measure:
-        raise FeedlineError("--stages is given without --measure: a comparison is of all stages")
+        raise FeedlineError(
+            "--stages is given without --measure: comparisons and baselines are of all stages"
+        )
     device = find_device(options.device)
     where = environment(device)
     name = options.machine or machine_class(where)
@@ -104,7 +105,9 @@ def _run(options: argparse.Namespace) -> int:
         return baseline
 
     def again(stages: list[str]) -> Measured:
-        return ratios_measured(_elsewhere(options, "the second look", stages)["ratios"])
+        record = _elsewhere(options, "the second look", stages)
+        same(record["settings"])
+        return ratios_measured(record["ratios"])
 
     result = check(_config(options), device, options.seconds, same, again, say)
     return _tell(options, result, baseline)
@@ -158,16 +161,14 @@ def _update(options: argparse.Namespace, name: str, where: dict[str, Any]) -> in
 
 
 def _elsewhere(options: argparse.Namespace, what: str, stages: Sequence[str] = ()) -> dict[str, Any]:
-    """Record of a process of its own: where a process lies in memory is part of the noise."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "record.json")
-        command = [*PROGRAM, "guard", "--measure", "--out", str(file), *_flags(options)]
-        command += ["--stages", ",".join(stages)] if stages else []
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-        if done.returncode:
-            raise FeedlineError(f"{what} failed with status {done.returncode}: see above")
-        record: dict[str, Any] = json.loads(file.read_text())
-        return record
+    """Record of a process of its own: what lasts as long as a process is part of the noise."""
+    command = [*PROGRAM, "guard", "--measure", "--json", *_flags(options)]
+    command += ["--stages", ",".join(stages)] if stages else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise FeedlineError(f"{what} failed with status {done.returncode}: see above")
+    record: dict[str, Any] = json.loads(done.stdout)
+    return record
 
 
 def _flags(options: argparse.Namespace) -> list[str]:

@@ -59,6 +59,7 @@ class ByHand:
         self._windows, self._resized = self.params.window.tolist(), self.params.resized.tolist()
         self._pool = ThreadPoolExecutor(usable_cores())
         self._one = ThreadPoolExecutor(1)  # where ours hands work to a thread, too
+        self._one.submit(int).result()  # starts it, so that it has its maker's cores
 
     def read(self, count: int) -> None:
         """Read and check the first `count` samples, into memory that is there already."""

@@ -8,7 +8,7 @@ is of the stages that are slower while nothing before them is; what follows from
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bench.guard.baseline import Band, Baseline
 from bench.guard.contest import CONFIDENCE, Measured
@@ -46,10 +46,6 @@ class Change:
             100 * (self.now.low / self.band.high - 1),
             100 * (self.now.high / self.band.low - 1),
         )
-
-    def acquitted(self) -> Change:
-        """The same as no regression."""
-        return replace(self, regressed=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,11 @@ def table(measured: Measured, changes: Sequence[Change]) -> str:
     head = f"{'ours ÷ reference':30}{'median':>9}{'99 % interval':>18}"
     lines = [head + (f"{'baseline':>20}{'change':>10}" if changes else "")]
     for stage, signals in measured.items():
-        for signal, one in signals.items():
+        for signal, found in signals.items():
+            change = by_name.get((stage, signal))
+            one = change.now if change else found  # of the second look, where there was one
             line = f"{stage + ', ' + _SIGNALS[signal]:30}{one.value:9.3f}{one.low:10.3f} – {one.high:.3f}"
-            if change := by_name.get((stage, signal)):
+            if change:
                 mark = "  <<" if change.regressed else "" if change.decided else "  ?"
                 line += f"{change.band.low:12.3f} – {change.band.high:.3f}{change.percent[0]:+8.1f} %{mark}"
             lines.append(line)

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ from bench.__main__ import main
 from bench.commands.guard import PROGRAM
 from bench.guard import contest
 from bench.guard.baseline import Baseline, save
+from bench.guard.by_hand import ByHand
 from bench.guard.clock import Spent, run
-from bench.guard.pairs import Pair
+from bench.guard.pairs import Pair, Workshop
 from bench.intervals import Interval
+from loader.affinity import usable_ids
+from loader.jpeg import Decoder
+from loader.reader import Reads
 from loader.torch_backend import TorchBackend
 from shard.dataset import Dataset
 from tests.bench.slowed import STAGES, plant
+from train.config import Config
 
 SMALL = ["--size", "32", "--batch-size", "8", "--seconds", "0.01", "--device", "cpu"]
 
@@ -35,7 +41,8 @@ def _tasks(folder: Path, **queued: int) -> Path:
     return folder
 
 
-def test_waiting_for_a_core_is_told_from_sleeping(tmp_path: Path) -> None:
+def test_waiting_for_a_core_is_told_from_sleeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.guard.clock.time.process_time", iter((3.0, 3.001)).__next__)
     tasks = _tasks(tmp_path, a=10**9, b=0)
 
     def step() -> None:
@@ -44,6 +51,7 @@ def test_waiting_for_a_core_is_told_from_sleeping(tmp_path: Path) -> None:
 
     spent = run(step, lambda: None, 0.001, tasks)
     assert spent.queued_s == pytest.approx(0.008)
+    assert spent.cpu_s == pytest.approx(0.001)
     assert spent.wall_s >= 0.02
 
 
@@ -102,101 +110,171 @@ def test_time_goes_where_it_is_not_decided_yet(monkeypatch: pytest.MonkeyPatch) 
     assert {stage: len(found["cpu"]) for stage, found in signals.items()} == {"a": 2, "b": 5}
 
 
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Commands of the processes of their own, which run in this one."""
-    commands: list[list[str]] = []
-    really = subprocess.run
+class Elsewhere:
+    """Stands for the processes of their own: runs their commands in this one, or gives what it is told."""
 
-    def run_here(command: list[str], **kwargs: Any) -> Any:
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+        self.record: dict[str, Any] | None = None
+        self._run = subprocess.run
+
+    def __call__(self, command: list[str], **kwargs: Any) -> Any:
         if "--measure" not in command:  # git
-            return really(command, **kwargs)
-        commands.append(command)
-        with contextlib.redirect_stdout(io.StringIO()):
-            return subprocess.CompletedProcess(command, main(command[len(PROGRAM) :]))
+            return self._run(command, **kwargs)
+        self.commands.append(command)
+        if self.record is not None:
+            return subprocess.CompletedProcess(command, 0, json.dumps(self.record))
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            status = main(command[len(PROGRAM) :])
+        return subprocess.CompletedProcess(command, status, out.getvalue())
 
-    monkeypatch.setattr("bench.commands.guard.subprocess.run", run_here)
-    return commands
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+    one = Elsewhere()
+    monkeypatch.setattr("bench.commands.guard.subprocess.run", one)
+    return one
 
 
-def test_guard_end_to_end(
-    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    elsewhere: list[list[str]],
-) -> None:  # fmt: skip
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage is measured once, and that is enough."""
     monkeypatch.setattr(contest, "SLICE_S", 0.0)
     monkeypatch.setattr(contest, "SERIAL_TURNS", 1)
+    monkeypatch.setattr(contest, "LEAST_REPEATS", 1)
+    monkeypatch.setattr("bench.guard.compare.CONFIDENCE", 0.0)
+
+
+def measured(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main([*words, "--measure", "--json"]) == 0
+    record: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return record
+
+
+def slower(record: dict[str, Any], folder: Path, *stages: str) -> list[str]:
+    """A baseline against which these stages are slow; as this machine may do anything, with a wide margin."""
+    run = {
+        stage: {
+            name: one["value"] * (1e-6 if stage in stages else 1.0)
+            for name, one in found.items()
+            if name != "threads"
+        }
+        for stage, found in record["ratios"].items()
+    }
+    where = Baseline(name="test", margin=20.0, settings=record["settings"], runs=[run], environment={})
+    save(folder / "guard.json", where)
+    return [
+        "--baseline",
+        str(folder / "guard.json"),
+        "--class",
+        "test",
+        "--out",
+        str(folder / "record.json"),
+    ]
+
+
+@pytest.mark.usefixtures("once")
+def test_guard_end_to_end(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], elsewhere: Elsewhere
+) -> None:
     threads = torch.get_num_threads()
     words = ["guard", "--data", str(dataset.root), *SMALL]
-    monkeypatch.setattr(contest, "LEAST_REPEATS", 1)
-    assert main([*words, "--measure", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
+    record = measured(words, capsys)
     assert list(record["ratios"]) == ["read", "decode", "transform", "loader", "step", "real"]
     assert set(record["ratios"]["loader"]) == {"cpu", "time", "threads"}
-
-    def took(factor: float) -> list[str]:
-        """A baseline `factor` times what was measured; as this machine may do anything, with a wide margin."""
-        run = {
-            stage: {name: one["value"] * factor for name, one in found.items() if name != "threads"}
-            for stage, found in record["ratios"].items()
-        }
-        where = Baseline(name="test", margin=20.0, settings=record["settings"], runs=[run], environment={})
-        save(tmp_path / "guard.json", where)
-        return ["--baseline", str(tmp_path / "guard.json"), "--class", "test"]
-
-    assert main([*words, *took(1.0)]) == 0
+    assert main([*words, *slower(record, tmp_path)]) == 0
     assert "no regression" in capsys.readouterr().out
-    assert not elsewhere
-    monkeypatch.setattr("bench.guard.compare.CONFIDENCE", 0.0)  # of the one repeat
-    assert main([*words, *took(1e-6), "--out", str(tmp_path / "record.json")]) == 1
+    assert not elsewhere.commands
+    stages = ["read", "loader", "step", "real"]
+    assert main([*words, *slower(record, tmp_path, *stages)]) == 1
     out = capsys.readouterr().out
     assert [line.split(":")[0] for line in out.splitlines() if line.startswith("REGRESSION")] == [
-        "REGRESSION in read", "REGRESSION in decode", "REGRESSION in step",
+        "REGRESSION in read", "REGRESSION in step",
     ]  # fmt: skip
-    record = json.loads((tmp_path / "record.json").read_text())
-    assert record["findings"][0]["followers"] == ["loader", "real"]
-    (command,) = elsewhere
+    found = json.loads((tmp_path / "record.json").read_text())
+    assert found["findings"][0]["followers"] == ["loader", "real"]
+    (command,) = elsewhere.commands
     assert command[: len(PROGRAM)] == [sys.executable, "-m", "bench"]
-    again = command[command.index("--stages") + 1].split(",")
-    assert {"read", "decode", "step"} <= set(again)
-    assert list(record["again"]) == again
-    assert command[command.index("--size") + 1] == "32"
+    assert command[command.index("--stages") + 1].split(",") == stages == list(found["again"])
     assert torch.get_num_threads() == threads
 
 
-def test_update_takes_several_runs(
-    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("once")
+@pytest.mark.parametrize(
+    ("low", "high", "status", "text"),
+    [
+        (0.0, 0.0, 0, "by more than 2000 % and the noise."),
+        (0.0, 1e9, 0, "too noisy to tell: step (CPU time per image), step (time per image), step (waiting)"),
+        (1e9, 1e9, 1, "REGRESSION in step"),
+    ],
+    ids=["acquitted", "undecided", "confirmed"],
+)
+def test_what_is_not_seen_again_is_no_regression(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], elsewhere: Elsewhere,
+    low: float, high: float, status: int, text: str,
+) -> None:  # fmt: skip
+    words = ["guard", "--data", str(dataset.root), *SMALL]
+    record = measured(words, capsys)
+    again = {"value": low, "low": low, "high": high, "confidence": 0.99}
+    elsewhere.record = record | {"ratios": {"step": dict.fromkeys(record["ratios"]["step"], again)}}
+    assert main([*words, *slower(record, tmp_path, "step")]) == status
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("once")
+def test_a_second_look_at_something_else_is_an_error(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], elsewhere: Elsewhere
 ) -> None:
-    commands: list[list[str]] = []
-    really = subprocess.run
+    words = ["guard", "--data", str(dataset.root), *SMALL]
+    record = measured(words, capsys)
+    elsewhere.record = record | {"settings": record["settings"] | {"model": "another"}}
+    assert main([*words, *slower(record, tmp_path, "step")]) == 1
+    assert "was taken with model 'test_resnet'" in capsys.readouterr().err.splitlines()[-1]
 
-    def fake(command: list[str], **kwargs: Any) -> Any:
-        if "--measure" not in command:  # git
-            return really(command, **kwargs)
-        commands.append(command)
-        record = {
-            "settings": {"model": "m"},
-            "ratios": {"read": {"cpu": {"value": 1.0 + len(commands) / 100}}},
-        }
-        Path(command[command.index("--out") + 1]).write_text(json.dumps(record))
-        return subprocess.CompletedProcess(command, 0)
 
+def test_single_threads_of_ours_and_of_the_reference_share_a_core(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[frozenset[int]]] = {}
+
+    def watch(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def watched(*args: Any) -> Any:
+            seen.setdefault(f"{owner.__name__}.{name}", set()).add(usable_ids())
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for owner, name in ((Reads, "_read"), (ByHand, "_check"), (Decoder, "window"), (ByHand, "_picture")):
+        watch(owner, name)
+    images = replace(Config().input, size=32, batch_size=8)
+    with Workshop(replace(Config(), data=str(dataset.root), input=images), torch.device("cpu")) as workshop:
+        pairs = {pair.name: pair for pair in workshop.make()}
+        seen.clear()
+        for side in (pairs["read"], pairs["transform"]):
+            side.ours()
+            side.reference()
+        assert len(seen) == 4
+        assert set.union(*seen.values()) == {frozenset({max(usable_ids())})}
+        seen.clear()
+        pairs["loader"].reference()
+        assert seen["ByHand._picture"] == {usable_ids()}
+
+
+def test_update_takes_several_runs_with_the_same_flags(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], elsewhere: Elsewhere
+) -> None:
+    elsewhere.record = {"settings": {"model": "m"}, "ratios": {"read": {"cpu": {"value": 1.0}}}}
+    flags = [
+        "--data", str(dataset.root), "--recipe", "cifar10_cpu", "--split", "val", "--model", "resnet18",
+        "--size", "32", "--batch-size", "8", "--backend", "torch", "--device", "cpu", "--seconds", "0.5",
+    ]  # fmt: skip
     file = tmp_path / "guard.json"
-    words = [
-        "guard",
-        "--data",
-        str(dataset.root),
-        *SMALL,
-        "--baseline",
-        str(file),
-        "--class",
-        "any",
-        "--update",
-    ]
-    with monkeypatch.context() as patch:
-        patch.setattr("bench.commands.guard.subprocess.run", fake)
-        assert main([*words, "--runs", "3", "--margin", "0.5"]) == 0
-    assert all(command[command.index("--size") + 1] == "32" for command in commands)
-    assert "read       cpu      1.020 (0.990 – 1.050)" in capsys.readouterr().out
+    place = ["--baseline", str(file), "--class", "any", "--update"]
+    assert main(["guard", *flags, *place, "--runs", "3", "--margin", "0.5"]) == 0
+    assert elsewhere.commands == [[*PROGRAM, "guard", "--measure", "--json", *flags]] * 3
+    assert "read       cpu      1.000 (1.000 – 1.000)" in capsys.readouterr().out
     found = json.loads(file.read_text())["classes"]["any"]
     assert (found["margin"], len(found["runs"])) == (0.5, 3)
 
