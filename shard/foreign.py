@@ -21,6 +21,7 @@ from shard.labels import numbers
 from shard.names import readable
 from shard.pack import IDX_VERSION, Row
 from shard.sources.inputs import Input, find_inputs
+from shard.sources.own import agree, numbered
 from shard.sources.webdataset import Sample, samples
 from shard.storage import file_sha256, local_copy, location, storage_errors, write_whole
 from shard.verify import Progress, idx_line
@@ -75,7 +76,7 @@ def index_shards(
     with storage_errors("make", target):
         target.mkdir(parents=True, exist_ok=True)
     summaries, highest, named = _write_indexes(target, splits, jobs, progress, agreed=names is None)
-    known = names or _numbered(named, highest + 1)
+    known = names or numbered(named, highest + 1)
     if highest >= len(known):
         raise FeedlineError(
             f"a shard has the label {highest}, --classes {len(known)} classes; give the right list"
@@ -111,31 +112,14 @@ def _write_indexes(
                     write_lines(rejected, found.unusable)
                     summary.rejected += len(found.unusable)
                     _add(summary, one, found, folder, index, staging)
-                    _name(names, one, found, agreed=agreed)
+                    if agreed:
+                        agree(names, one.url, found.named)
                     highest = max([highest, *(label for row in found.rows for label in numbers(row.label))])
                     done += 1
                     progress("reading shards", done, total)
             summary.sums[f"{split}/{INDEX}"] = file_sha256(folder / INDEX)
             summaries[split] = summary
     return summaries, highest, names
-
-
-def _name(names: dict[int, str], one: Input, found: Indexed, *, agreed: bool) -> None:
-    for label, name in sorted(found.named):
-        if names.setdefault(label, name) != name and agreed:
-            raise FeedlineError(
-                f"label {label} is {name!r} in {one.url} and {names[label]!r} in a shard before it: they are of "
-                "datasets of different classes; index them apart, or give --classes FILE if one list holds for all"
-            )
-
-
-def _numbered(names: Mapping[int, str], count: int) -> tuple[str, ...]:
-    if names and (missing := [label for label in range(count) if label not in names]):
-        raise FeedlineError(
-            f"no sample says how the class of label {missing[0]} is called, though those of label {min(names)} do "
-            f"({names[min(names)]!r}); give all names with --classes FILE"
-        )
-    return tuple(names.get(label, str(label)) for label in range(count))
 
 
 def _require_distinct(inputs: list[Input]) -> None:

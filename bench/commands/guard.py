@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -162,13 +163,15 @@ def _update(options: argparse.Namespace, name: str, where: dict[str, Any]) -> in
 
 def _elsewhere(options: argparse.Namespace, what: str, stages: Sequence[str] = ()) -> dict[str, Any]:
     """Record of a process of its own: what lasts as long as a process is part of the noise."""
-    command = [*PROGRAM, "guard", "--measure", "--json", *_flags(options)]
-    command += ["--stages", ",".join(stages)] if stages else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-    if done.returncode:
-        raise FeedlineError(f"{what} failed with status {done.returncode}: see above")
-    record: dict[str, Any] = json.loads(done.stdout)
-    return record
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "record.json")  # and not standard output, on which libraries print, too
+        command = [*PROGRAM, "guard", "--measure", "--out", str(file), *_flags(options)]
+        command += ["--stages", ",".join(stages)] if stages else []
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise FeedlineError(f"{what} failed with status {done.returncode}: see above")
+        record: dict[str, Any] = json.loads(file.read_text())
+        return record
 
 
 def _flags(options: argparse.Namespace) -> list[str]:

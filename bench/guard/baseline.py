@@ -10,7 +10,7 @@ from typing import Any
 from shard.errors import FeedlineError
 from train.whole import whole
 
-FORMAT = 1
+FORMAT = 2  # 1: threads were free to be on different cores
 _SAME_BYTES = 0.1  # images of another size or compression are another workload
 
 

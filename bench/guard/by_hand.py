@@ -1,7 +1,8 @@
 """The references: the loader's work as one writes it by hand, from the same bytes to the same windows and sizes.
 
 Plain `pread`, simplejpeg for whole images, torch's antialiased resize, a `ThreadPoolExecutor`: nothing here may call
-the loader's code, or a slow-down there would cancel itself. Only what is to be done (windows, sizes) is asked of it.
+the loader's code, or a slow-down there would cancel itself. Only what is to be done (windows, sizes) and which core it
+may use is asked of it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from loader import Transform
+from loader.affinity import Cores, pinned
 from loader.order import Ids
 from loader.resolve import usable_cores
 from shard.dataset import Split
@@ -33,9 +35,10 @@ class ByHand:
         split: where they are.
         transform: gives windows, sizes and flips.
         batches: sample ids of every batch.
+        core: of the thread that works alone.
     """
 
-    def __init__(self, split: Split, transform: Transform, batches: list[Ids]) -> None:
+    def __init__(self, split: Split, transform: Transform, batches: list[Ids], core: Cores) -> None:
         self.ids = ids = np.concatenate(batches)
         self.rows = np.arange(len(ids))
         self.params = transform.params(0, 0, ids, split.width[ids], split.height[ids])
@@ -59,7 +62,8 @@ class ByHand:
         self._windows, self._resized = self.params.window.tolist(), self.params.resized.tolist()
         self._pool = ThreadPoolExecutor(usable_cores())
         self._one = ThreadPoolExecutor(1)  # where ours hands work to a thread, too
-        self._one.submit(int).result()  # starts it, so that it has its maker's cores
+        with pinned(core):
+            self._one.submit(int).result()  # starts it
 
     def read(self, count: int) -> None:
         """Read and check the first `count` samples, into memory that is there already."""

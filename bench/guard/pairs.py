@@ -81,10 +81,8 @@ class Workshop:
         # Of the single threads that work in serial pairs. A thread tends to stay where it is: with ours on one core and
         # the reference on another, a ratio is of these cores, up to 15 % off for as long as the process lives.
         self._core = Cores(frozenset({max(usable_ids())}), 1)
-        with pinned(self._core):
-            self.hand = ByHand(
-                self.dataset.split(config.input.train_split), config.input.train_transform(), ids
-            )
+        split, transform = self.dataset.split(config.input.train_split), config.input.train_transform()
+        self.hand = ByHand(split, transform, ids, self._core)
         self._stack.callback(self.hand.close)
 
     def make(self) -> list[Pair]:

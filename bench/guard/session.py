@@ -134,12 +134,13 @@ def _first_look(
 
 
 def confirmed(first: list[Change], again: list[Change]) -> list[Change]:
-    """The changes of the first look; those that regressed in it as they were seen again.
+    """The changes of the first look, and of the stages that were looked at again what was seen then.
 
-    The first look stops as soon as one has regressed, so that its figures lie on the side of chance.
+    The first look ends with the first signal that regresses: that one's figures lie on the side of chance, and the
+    stage's others may be undecided.
     """
     second = {(change.stage, change.signal): change for change in again}
-    return [second[change.stage, change.signal] if change.regressed else change for change in first]
+    return [second.get((change.stage, change.signal), change) for change in first]
 
 
 def _precise(stage: str, found: dict[str, Interval]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,7 +22,7 @@ from shard.sources import lists, parquet, webdataset
 from shard.sources.folders import list_folders
 from shard.sources.ilsvrc import TRAIN, VAL, list_ilsvrc
 from shard.sources.inputs import Input, find_inputs
-from shard.sources.own import own_classes, require_own_names
+from shard.sources.own import agree, numbered, own_classes
 
 _LOSSLESS = ("utf-8", "surrogateescape")  # file names may hold bytes that are no UTF-8
 KINDS = ("folders", "ilsvrc", "list", "parquet", "webdataset")
@@ -102,20 +102,21 @@ class Source:
             raise FeedlineError(
                 f"the files of {self.root} name different classes; pack them apart, or give --classes"
             )
-        return self._joined(parts, containers, self.classes or names.pop(), [])
+        return self._joined(parts, containers, self.classes or names.pop(), [], {})
 
     def _read_shards(self, run: Map) -> Listing:
         # Before the shards are read: it may be an error, and remote ones take long.
         classes = self.classes or own_classes(self.root, self.inputs)
         parts, containers = [], []
         ignored: list[dict[str, str]] = []
+        names: dict[int, str] = {}
         for one, found in zip(self.inputs, run(webdataset.scan, self.inputs), strict=True):
             if self.classes is None:
-                require_own_names(one.url, found.named, classes)
+                agree(names, one.url, found.named)
             parts.append(found.rows)
             containers.append(str(found.path))
             ignored += found.unusable
-        return self._joined(parts, containers, classes, ignored)
+        return self._joined(parts, containers, classes, ignored, names)
 
     def _joined(
         self,
@@ -123,6 +124,7 @@ class Source:
         containers: list[str],
         classes: tuple[str, ...] | None,
         ignored: list[dict[str, str]],
+        names: Mapping[int, str],
     ) -> Listing:
         splits: dict[str, list[pa.Table]] = {}
         for number, (one, rows) in enumerate(zip(self.inputs, parts, strict=True)):
@@ -137,7 +139,7 @@ class Source:
         labels = np.concatenate(wanted) if wanted else np.zeros(0, np.int64)
         if not len(labels):
             raise FeedlineError(f"{self.root} holds no sample with an image and a label")
-        known = classes or tuple(str(i) for i in range(int(labels.max()) + 1))
+        known = classes or numbered(names, int(labels.max()) + 1)
         if labels.min() < 0 or labels.max() >= len(known):
             wrong = int(labels.min() if labels.min() < 0 else labels.max())
             raise FeedlineError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from shard.errors import FeedlineError
@@ -34,26 +34,37 @@ def own_classes(root: str, inputs: Sequence[Input]) -> tuple[str, ...] | None:
     return next(iter(found))
 
 
-def require_own_names(url: str, named: Iterable[tuple[int, str]], classes: tuple[str, ...] | None) -> None:
-    """Raise FeedlineError where a shard's samples name their classes otherwise than the class list.
+def agree(names: dict[int, str], url: str, named: Iterable[tuple[int, str]]) -> None:
+    """Add what a shard's samples call their classes to what other shards' do.
 
     Args:
+        names: by label, of the shards before; added to.
         url: of the shard.
-        named: labels and the names that the samples themselves give them, as our packer writes them.
-        classes: the list that was found for it; None: none was.
+        named: labels and names, as our packer writes them beside each sample.
+
+    Raises:
+        FeedlineError: one label has two names.
     """
     for label, name in sorted(named):
-        if classes is None:
+        if names.setdefault(label, name) != name:
             raise FeedlineError(
-                f"{url} is a shard of a dataset of ours (its label {label} is {name!r}), but no dataset.json lies "
-                "above it, so the class list is not known; put it back where it was, or give --classes FILE"
+                f"label {label} is {name!r} in {url}, and {names[label]!r} in another of its samples or in a shard "
+                f"before it: its number means several classes; {_REMEDY}"
             )
-        if classes[label : label + 1] != (name,):
-            known = repr(classes[label]) if label < len(classes) else f"none of {len(classes)}"
-            raise FeedlineError(
-                f"{url} is of another dataset than the dataset.json above it: its label {label} is {name!r}, there "
-                f"{known}; put it back where it was, or give --classes FILE"
-            )
+
+
+def numbered(names: Mapping[int, str], count: int) -> tuple[str, ...]:
+    """Class list of shards below no manifest: what their samples call the classes, or the numbers if none says it.
+
+    Raises:
+        FeedlineError: samples of some classes say it, and those of others do not.
+    """
+    if names and (missing := [label for label in range(count) if label not in names]):
+        raise FeedlineError(
+            f"no sample says what the class of label {missing[0]} is called, but those of label {min(names)} do "
+            f"({names[min(names)]!r}); give all names with --classes FILE"
+        )
+    return tuple(names.get(label, str(label)) for label in range(count))
 
 
 def _nearest(place: Path, steps: int, known: dict[str, tuple[str, ...] | None]) -> Path | None:

@@ -129,6 +129,20 @@ def test_a_regression_must_be_seen_twice() -> None:
     assert [one.stage for one in findings(confirmed(first, again), UPSTREAM)] == ["step"]
 
 
+def test_the_second_look_at_a_stage_tells_its_suspect_and_what_is_decided() -> None:
+    first = compare(ratios(0.3, repeats=8, step_time=4), baseline())
+    assert [(c.signal, c.regressed, c.decided) for c in first if c.stage == "step"] == [
+        ("cpu", False, False), ("time", True, True), ("wait", False, False),
+    ]  # fmt: skip
+    again = [c for c in compare(ratios(seed=1, step_cpu=2, step_time=2), baseline()) if c.stage == "step"]
+    (found,) = findings(confirmed(first, again), UPSTREAM)
+    assert found.suspect.startswith("more work per image")
+    again = [c for c in compare(ratios(seed=1), baseline()) if c.stage == "step"]
+    changes = confirmed(first, again)
+    assert findings(changes, UPSTREAM) == []
+    assert all(change.decided for change in changes if change.stage == "step")
+
+
 def test_the_report_names_stage_change_and_suspect() -> None:
     measured = ratios(read_time=2.0, loader_time=1.5)
     changes = compare(measured, baseline())
@@ -173,7 +187,7 @@ def test_a_file_that_is_no_baseline(tmp_path: Path) -> None:
     with pytest.raises(FeedlineError, match=r"guard.json is no baseline: "):
         load(tmp_path / "guard.json", "any")
     (tmp_path / "guard.json").write_text('{"format": 7}')
-    with pytest.raises(FeedlineError, match="is no baseline of format 1"):
+    with pytest.raises(FeedlineError, match="is no baseline of format 2"):
         load(tmp_path / "guard.json", "any")
 
 

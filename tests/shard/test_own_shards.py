@@ -79,35 +79,51 @@ def test_datasets_of_the_same_classes_keep_their_names(parent: Path, tmp_path: P
         assert Dataset.open(tmp_path / "again").classes == ("cat", "dog")
 
 
-def test_shards_away_from_their_class_list_are_an_error(parent: Path, tmp_path: Path) -> None:
-    """Their numbers alone would be other classes, or classes without names."""
+def test_shards_away_from_their_class_list_know_their_classes(parent: Path, tmp_path: Path) -> None:
+    """Their numbers alone would be classes without names, or mean others."""
     away = tmp_path / "away" / "train"
     away.mkdir(parents=True)
-    for name in ("A", "B"):
-        shutil.copy(parent / name / "train" / "shard-000000.tar", away / f"{name}.tar")
+    shutil.copy(parent / "A" / "train" / "shard-000000.tar", away / "A.tar")
 
-    def pack(source: Path, classes: Path | None = None) -> tuple[str, ...]:
-        build(open_source(str(source), "webdataset", classes=classes), tmp_path / "out", SMALL, workers=1)
-        return Dataset.open(tmp_path / "out").classes
+    def pack(name: str, classes: Path | None = None) -> tuple[str, ...]:
+        source = open_source(str(away), "webdataset", classes=classes)
+        build(source, tmp_path / name, SMALL, workers=1)
+        return Dataset.open(tmp_path / name).classes
 
+    assert pack("one") == ("cat", "dog")
+    shutil.copy(parent / "B" / "train" / "shard-000000.tar", away / "B.tar")
     with pytest.raises(
-        FeedlineError, match=r"A.tar is a shard of a dataset of ours \(its label 0 is 'cat'\), but no"
+        FeedlineError, match=r"label 0 is 'ship' in .*B.tar, and 'cat' in .* before it: .* --classes"
     ):
-        pack(away)
+        pack("two")
     shutil.copy(parent / "A" / "dataset.json", away)
     with pytest.raises(
-        FeedlineError, match=r"B.tar is of another .*: its label 0 is 'ship', there 'cat'; put it"
+        FeedlineError, match=r"label 0 is 'ship' in .*B.tar, and 'cat' in .* before it: .* --classes"
     ):
-        pack(away)
-    about = json.loads((away / "dataset.json").read_text())
-    (away / "dataset.json").write_text(json.dumps({**about, "classes": ["cat"], "class_names": [""]}))
-    with pytest.raises(
-        FeedlineError, match=r"A.tar is of another .*: its label 1 is 'dog', there none of 1; put it"
-    ):
-        pack(away)
-    assert not (tmp_path / "out" / "dataset.json").exists()
+        pack("two")
+    assert not (tmp_path / "two" / "dataset.json").exists()
     (tmp_path / "names.txt").write_text("first\nsecond\n")
-    assert pack(away, tmp_path / "names.txt") == ("first", "second")
+    assert pack("two", tmp_path / "names.txt") == ("first", "second")
+
+
+def test_a_manifest_may_call_classes_otherwise_than_the_samples_do(parent: Path, tmp_path: Path) -> None:
+    manifest = parent / "A" / "dataset.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "classes": ["Katze", "Hund"]}))
+    build(open_source(str(parent / "A"), "webdataset"), tmp_path / "out", SMALL, workers=1)
+    assert Dataset.open(tmp_path / "out").classes == ("Katze", "Hund")
+
+
+def test_a_class_that_no_sample_names_is_asked_for(parent: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "away.tar"
+    shutil.copy(parent / "A" / "train" / "shard-000000.tar", shard)
+    with tarfile.open(shard, "a") as tar:
+        add(tar, "more.jpg", corpus()["baseline.jpg"].data)
+        add(tar, "more.cls", b"2")
+    message = (
+        "no sample says what the class of label 2 is called, but those of label 0 do \\('cat'\\); give all"
+    )
+    with pytest.raises(FeedlineError, match=message):
+        build(open_source(str(shard), "webdataset"), tmp_path / "out", SMALL, workers=1)
 
 
 def test_remote_manifests_are_asked_for_by_folder_and_not_by_shard(
@@ -149,13 +165,7 @@ def test_index_takes_the_names_that_shards_of_ours_tell(
     other = tmp_path / "other.tar"
     shutil.copy(tmp_path / "packed-B" / "train" / "shard-000000.tar", other)
     assert index(str(shard)) == ("ant", "bee")
-    assert f"label 0 is 'cat' in {other} and 'ant' in a shard before it" in fails(str(shard), str(other))
+    assert f"label 0 is 'cat' in {other}, and 'ant' in another" in fails(str(shard), str(other))
     (tmp_path / "names.txt").write_text("small\nlarge\n")
     names = ("--classes", str(tmp_path / "names.txt"))
     assert index(str(shard), str(other), *names) == ("small", "large")
-    with tarfile.open(other, "w") as tar:
-        add(tar, "a.jpg", corpus()["baseline.jpg"].data)
-        add(tar, "a.cls", b"2")
-    assert "no sample says how the class of label 2 is called, though those of label 0 do" in fails(
-        str(shard), str(other)
-    )
