@@ -113,7 +113,7 @@ def _write_indexes(
                     summary.rejected += len(found.unusable)
                     _add(summary, one, found, folder, index, staging)
                     if agreed:
-                        agree(names, one.url, found.named)
+                        agree(names, one.url, found.named, None)
                     highest = max([highest, *(label for row in found.rows for label in numbers(row.label))])
                     done += 1
                     progress("reading shards", done, total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -137,9 +137,14 @@ def confirmed(first: list[Change], again: list[Change]) -> list[Change]:
     """The changes of the first look, and of the stages that were looked at again what was seen then.
 
     The first look ends with the first signal that regresses: that one's figures lie on the side of chance, and the
-    stage's others may be undecided.
+    stage's others may be undecided. Of these stages only those regressed of which a signal did in both looks.
     """
-    second = {(change.stage, change.signal): change for change in again}
+    once = {(change.stage, change.signal) for change in first if change.regressed}
+    twice = {change.stage for change in again if change.regressed and (change.stage, change.signal) in once}
+    second = {
+        (change.stage, change.signal): replace(change, regressed=change.regressed and change.stage in twice)
+        for change in again
+    }
     return [second.get((change.stage, change.signal), change) for change in first]
 
 

@@ -112,7 +112,7 @@ class Source:
         names: dict[int, str] = {}
         for one, found in zip(self.inputs, run(webdataset.scan, self.inputs), strict=True):
             if self.classes is None:
-                agree(names, one.url, found.named)
+                agree(names, one.url, found.named, classes)
             parts.append(found.rows)
             containers.append(str(found.path))
             ignored += found.unusable

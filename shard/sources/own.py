@@ -34,27 +34,42 @@ def own_classes(root: str, inputs: Sequence[Input]) -> tuple[str, ...] | None:
     return next(iter(found))
 
 
-def agree(names: dict[int, str], url: str, named: Iterable[tuple[int, str]]) -> None:
+def agree(
+    names: dict[int, str], url: str, named: Iterable[tuple[int, str]], classes: tuple[str, ...] | None
+) -> None:
     """Add what a shard's samples call their classes to what other shards' do.
 
     Args:
         names: by label, of the shards before; added to.
         url: of the shard.
         named: labels and names, as our packer writes them beside each sample.
+        classes: the list above the shards, which may call classes otherwise; None: there is none.
 
     Raises:
-        FeedlineError: one label has two names.
+        FeedlineError: one label has two names, or one name two labels.
     """
+    listed = {name: label for label, name in enumerate(classes or ())}
+    labels = {name: label for label, name in names.items()}
     for label, name in sorted(named):
         if names.setdefault(label, name) != name:
             raise FeedlineError(
                 f"label {label} is {name!r} in {url}, and {names[label]!r} in another of its samples or in a shard "
                 f"before it: its number means several classes; {_REMEDY}"
             )
+        if (other := labels.setdefault(name, label)) != label or (other := listed.get(name, label)) != label:
+            where = (
+                "the dataset.json above it"
+                if name in listed
+                else "another of its samples or a shard before it"
+            )
+            raise FeedlineError(
+                f"{name!r} is label {label} in {url}, and label {other} in {where}: they are of datasets of different "
+                f"classes; {_REMEDY}"
+            )
 
 
 def numbered(names: Mapping[int, str], count: int) -> tuple[str, ...]:
-    """Class list of shards below no manifest: what their samples call the classes, or the numbers if none says it.
+    """Class list without a manifest: what samples call their classes, or the numbers if none says it.
 
     Raises:
         FeedlineError: samples of some classes say it, and those of others do not.

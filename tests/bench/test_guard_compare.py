@@ -141,6 +141,9 @@ def test_the_second_look_at_a_stage_tells_its_suspect_and_what_is_decided() -> N
     changes = confirmed(first, again)
     assert findings(changes, UPSTREAM) == []
     assert all(change.decided for change in changes if change.stage == "step")
+    again = [c for c in compare(ratios(seed=1, step_cpu=2), baseline()) if c.stage == "step"]
+    assert any(change.regressed for change in again)
+    assert findings(confirmed(first, again), UPSTREAM) == []  # another signal than in the first look
 
 
 def test_the_report_names_stage_change_and_suspect() -> None:

@@ -1,4 +1,4 @@
-"""Shards of our own datasets as sources: their numbers keep the names of their classes, or it is an error."""
+"""Shards of our own datasets as sources: numbers keep the names of their classes, contradictions are errors."""
 
 import json
 import shutil
@@ -111,6 +111,44 @@ def test_a_manifest_may_call_classes_otherwise_than_the_samples_do(parent: Path,
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "classes": ["Katze", "Hund"]}))
     build(open_source(str(parent / "A"), "webdataset"), tmp_path / "out", SMALL, workers=1)
     assert Dataset.open(tmp_path / "out").classes == ("Katze", "Hund")
+
+
+@pytest.mark.parametrize(
+    ("above", "message"),
+    [
+        (
+            ("dog", "cat"),
+            r"'cat' is label 0 in .*A.tar, and label 1 in the dataset.json above it: .* --classes",
+        ),
+        (
+            None,
+            r"'cat' is label 1 in .*B.tar, and label 0 in another of its samples or a shard before it: .* --cl",
+        ),
+    ],
+)
+def test_a_class_of_two_numbers_is_an_error(
+    tmp_path: Path, above: tuple[str, str] | None, message: str
+) -> None:
+    (tmp_path / "away").mkdir()
+    for name, classes in (("A", ("cat", "dog")), ("B", ("bird", "cat"))):
+        write_images(tmp_path / name, 3, classes)
+        build(tmp_path / name, tmp_path / "sets" / name, SMALL, workers=1)
+        with (
+            tarfile.open(tmp_path / "sets" / name / "train" / "shard-000000.tar") as tar,
+            tarfile.open(tmp_path / "away" / f"{name}.tar", "w") as out,
+        ):
+            for member in tar:
+                key = member.name.split(".")[0]
+                about = tar.extractfile(f"{key}.json")
+                if about and json.load(about)["class"] == "cat":
+                    out.addfile(member, tar.extractfile(member))
+    if above:
+        manifest = tmp_path / "sets" / "A" / "dataset.json"
+        (tmp_path / "away" / "dataset.json").write_text(
+            json.dumps({**json.loads(manifest.read_text()), "classes": above})
+        )
+    with pytest.raises(FeedlineError, match=message):
+        build(open_source(str(tmp_path / "away"), "webdataset"), tmp_path / "out", SMALL, workers=1)
 
 
 def test_a_class_that_no_sample_names_is_asked_for(parent: Path, tmp_path: Path) -> None:
